@@ -1,0 +1,370 @@
+"""The `vlm` command. Nothing heavy is imported before a command is known, so that help answers at once."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from shards.errors import BadInput
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Teach a vision-language model another language: shards, training, evaluation, merge.\n\nExample: vlm demo",
+)
+shards_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Build, verify and describe tar shards.\n\nExample: vlm shards verify runs/demo/data/ru-train",
+)
+app.add_typer(shards_app, name="shards")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Keys of the recipe to change.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 75 please requeue."""
+    try:
+        code = app(arguments, prog_name="vlm", standalone_mode=False)
+        return int(code or 0)
+    except BadInput as error:
+        print(f"vlm: {error}", file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        print("vlm: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    train_base: Annotated[
+        bool, typer.Option(help="Train the English base anew instead of taking the kept one.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """The whole pipeline on easy-VQA, on the CPU.
+
+    Example: vlm demo --out runs/demo
+    """
+    from launch.demo import run_demo
+
+    run_demo(out, train_base, overrides or [])
+
+
+@shards_app.command("build")
+def shards_build(
+    out: Out,
+    reader: Annotated[str, typer.Option(help="Name of the reader.")],
+    input: Annotated[Path | None, typer.Option(help="File or folder of the raw set.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
+    split: Annotated[str, typer.Option(help="Part of the raw set.")] = "train",
+    name: Annotated[str | None, typer.Option(help="Stem of the shard files.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after so many samples.")] = None,
+    balance: Annotated[
+        bool, typer.Option(help="Thin turns until the question alone says nothing of the answer.")
+    ] = False,
+    samples_per_shard: Annotated[int, typer.Option(help="Samples in a tar.")] = 500,
+    as_json: Json = False,
+) -> None:
+    """Turn a raw set into tar shards with an index and digests.
+
+    Example: vlm shards build --reader easy-vqa --split train --out data/en-train
+    """
+    from launch.progress import Progress
+    from shards.build import build
+    from shards.readers import ReaderOptions, find_reader
+
+    options = ReaderOptions(input=input, images=images, split=split, limit=limit, balance=balance)
+    with Progress("samples") as progress:
+        info = build(find_reader(reader), options, out, name, samples_per_shard, progress.at)
+    summary = {"name": info.name, "samples": info.samples, "questions": info.questions, "shards": len(info.shards)}
+    _print(summary, as_json, f"{out}: {info.samples} samples, {info.questions} questions, {len(info.shards)} shards")
+
+
+@shards_app.command("verify")
+def shards_verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: Json = False) -> None:
+    """Check every digest, index, count and sample of a dataset folder.
+
+    Example: vlm shards verify data/en-train
+    """
+    from launch.progress import Progress
+    from shards.verify import verify
+
+    with Progress("samples") as progress:
+        problems = verify(folder, progress.at)
+    _print(
+        {"folder": str(folder), "problems": [{"file": p.file, "what": p.what} for p in problems]},
+        as_json,
+        "\n".join(f"{p.file}: {p.what}" for p in problems) or f"{folder}: whole",
+    )
+    if problems:
+        raise typer.Exit(1)
+
+
+@shards_app.command("stat")
+def shards_stat(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: Json = False) -> None:
+    """Counts of samples, questions, turns, languages and image sizes.
+
+    Example: vlm shards stat data/en-train --json
+    """
+    from shards.stat import stat
+
+    counts = stat(folder).to_json()
+    _print(counts, as_json, "\n".join(f"{key}: {value}" for key, value in counts.items()))
+
+
+@app.command()
+def translate(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Dataset folder to translate.")],
+    out: Out,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value", help="Keys such as engine=memory.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Translate a dataset's dialogues and questions into new shards.
+
+    Example: vlm translate data/en-train --out data/ru-train memory=easy_vqa.en-ru
+    """
+    from launch.progress import Progress
+    from shards.translate.config import TranslateConfig, make_engine
+    from shards.translate.run import translate_dataset
+    from vlm.config import load_section
+
+    config = load_section(TranslateConfig, overrides or [])
+    with Progress("samples") as progress:
+        info = translate_dataset(source, out, make_engine(config), config.limit_missing, progress.at)
+    _print({"name": info.name, "samples": info.samples, "lang": info.lang}, as_json, f"{out}: {info.samples} samples")
+
+
+@app.command()
+def assemble(
+    vision: Annotated[Path, typer.Option(help="Folder of a CLIP vision tower.")],
+    language: Annotated[Path, typer.Option(help="Folder of a causal language model.")],
+    out: Out,
+    template: Annotated[str, typer.Option(help="Chat template: a name or a YAML file.")] = "mistral-instruct",
+    new_tokens: Annotated[int, typer.Option(help="Most tokens to add for the new language.")] = 0,
+    new_language: Annotated[Path | None, typer.Option(help="Dataset folder the new tokens are learned on.")] = None,
+    feature_layer: Annotated[int, typer.Option(help="Layer of the tower whose patches are taken.")] = -2,
+    seed: Annotated[int, typer.Option(help="Seeds the new weights.")] = 0,
+) -> None:
+    """Join a vision tower and a language model into a LLaVA model.
+
+    Example: vlm assemble --vision clip-vit-l-336 --language saiga-mistral-7b --template saiga --out models/llava-saiga
+    """
+    from shards.texts import dataset_texts
+    from vlm.model.assemble import assemble as join
+
+    if bool(new_tokens) != bool(new_language):
+        raise BadInput("--new-tokens and --new-language go together: how many tokens, and the text they are learned on")
+    texts = dataset_texts(new_language) if new_language else []
+    made = join(
+        vision, language, out, template=template, new_language_texts=texts, new_tokens=new_tokens,
+        feature_layer=feature_layer, seed=seed,
+    )  # fmt: skip
+    print(f"{out}: {made.image_tokens} image tokens, {len(made.new_token_ids)} new tokens, template {made.template}")
+
+
+@app.command()
+def train(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Train a recipe, from its newest verified checkpoint if there is one.
+
+    Example: vlm train demo optim.epochs=1
+    """
+    from launch.ranks import in_world, start_ranks
+    from launch.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    _quiet()
+    from vlm.train import check
+    from vlm.train import train as run_training
+
+    if loaded.engine.ranks > 1 and not in_world():
+        check(loaded)
+        raise typer.Exit(start_ranks(loaded.engine.ranks, ["train", recipe, *(overrides or [])]))
+    folder = run_training(loaded)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"done: {folder}", flush=True)
+
+
+@app.command("eval")
+def evaluate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    part: Annotated[str, typer.Option(help="Answer part i of n only, such as 0/8.")] = "0/1",
+    as_json: Json = False,
+) -> None:
+    """Answer the questions of a recipe's evaluation and score them once all parts are there.
+
+    Example: vlm eval demo eval.name=ru eval.data=runs/demo/data/ru-test eval.adapter=latest --part 0/2
+    """
+    from launch.progress import Progress
+    from launch.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    _quiet()
+    from vlm.eval.parts import Part
+    from vlm.eval.run import evaluate as run_evaluation
+
+    with Progress("samples") as progress:
+        result = run_evaluation(loaded, Part.parse(part), progress.of)
+    if result is None:
+        print(f"part {part} done; the result is made when all parts are there")
+        return
+    summary = {"name": result.name, "score": result.score, "n": result.n, "scorer": result.scorer}
+    _print(summary, as_json, f"{result.name}: {result.score:.4f} on {result.n} questions ({result.scorer})")
+
+
+@app.command()
+def score(
+    task: Annotated[str, typer.Argument(metavar="TASK")],
+    predictions: Annotated[list[Path], typer.Argument(metavar="PREDICTIONS", help="JSONL: question_id, prediction.")],
+    truth: Annotated[Path, typer.Option(help="Dataset folder with the questions.")],
+    as_json: Json = False,
+) -> None:
+    """Score prediction files against the questions of shards.
+
+    Example: vlm score exact runs/demo/eval/ru/predictions.jsonl --truth runs/demo/data/ru-test
+    """
+    from shards.dataset import ShardDataset
+    from vlm.eval.score import read_predictions, score_files
+    from vlm.eval.tasks import find_task
+
+    result = score_files(find_task(task), ShardDataset.open(truth), read_predictions(predictions))
+    _print(result, as_json, f"{result['score']:.4f} on {result['n']} questions ({result['scorer']})")
+
+
+@app.command()
+def merge(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; RUN/merged by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge an adapter into its base and prove that the logits agree.
+
+    Example: vlm merge demo eval.adapter=latest eval.data=runs/demo/data/ru-test --out merged
+    """
+    from launch.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    _quiet()
+    from dataclasses import asdict
+
+    from vlm.merge import merge as run_merge
+
+    folder = out or Path(loaded.run) / "merged"
+    proof = run_merge(loaded, folder)
+    _print(asdict(proof), as_json, f"{folder}: logits agree to {proof.max_difference:.1e} on {proof.probes} samples")
+
+
+@app.command()
+def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
+    """Write benchmark_results.json, error_analysis.json, project_report.txt and report.html of a run.
+
+    Example: vlm report runs/demo
+    """
+    from vlm.report import write_report
+
+    paths = write_report(run_folder)
+    _print({"html": str(paths.page), "text": str(paths.project_report)}, as_json, f"report: {paths.page}")
+
+
+@app.command("demo-models", hidden=True)
+def demo_models(
+    text: Annotated[Path, typer.Option(help="Dataset folder the tokenizer is trained on.")], out: Out, seed: int = 0
+) -> None:
+    """Write the demo's tiny vision tower and language model.
+
+    Example: vlm demo-models --text runs/demo/data/en-train --out runs/demo/models
+    """
+    _quiet()
+    from shards.texts import dataset_texts
+    from vlm.demo.models import write_language, write_vision
+
+    write_vision(out / "vision", seed)
+    write_language(out / "language", dataset_texts(text), seed)
+
+
+@app.command("demo-tower", hidden=True)
+def demo_tower(
+    assembled: Annotated[Path, typer.Option(help="Assembled model.")],
+    captions: Annotated[Path, typer.Option(help="Dataset folder with captions.")],
+    run: Annotated[Path, typer.Option(help="Folder of the events.")],
+    out: Out,
+) -> None:
+    """Train the demo's vision tower against captions.
+
+    Example: vlm demo-tower --assembled A --captions C --run R --out OUT
+    """
+    _quiet()
+    from vlm.demo.base import tower_step
+    from vlm.demo.contrastive import Settings
+
+    tower_step(assembled, captions, out, run, Settings())
+
+
+@app.command("demo-adopt", hidden=True)
+def demo_adopt(
+    recipe: RecipeName, origin: Annotated[Path, typer.Option()], out: Out, overrides: Overrides = None
+) -> None:
+    """Write the model that a projector or full training ended with.
+
+    Example: vlm demo-adopt demo_questions --origin models/projector --out models/base
+    """
+    from launch.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    _quiet()
+    from vlm.demo.base import adopt
+
+    adopt(origin, loaded, out)
+
+
+@app.command("demo-base", hidden=True)
+def demo_base(assembled: Annotated[Path, typer.Option()], out: Out) -> None:
+    """Install the kept English base.
+
+    Example: vlm demo-base --assembled runs/demo/models/assembled --out runs/demo/models/base
+    """
+    _quiet()
+    from vlm.demo.base import install_kept
+
+    install_kept(assembled, out)
+
+
+def _print(data: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(data, ensure_ascii=False) if as_json else text, flush=True)
+
+
+def _quiet() -> None:
+    """Keep libraries' start-up chatter out of logs that people read."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+
+
+if __name__ == "__main__":
+    main()

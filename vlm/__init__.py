@@ -1,0 +1,1 @@
+"""The model: configuration, assembly, data plan, training, evaluation, report and merge."""

@@ -1,0 +1,201 @@
+"""Checkpoints: trainable weights in PEFT's layout, optimizer state as safetensors, a manifest of digests written last.
+
+No pickle is written or read. Optimizer state is gathered whole, so a checkpoint does not depend on the number of
+ranks or on the ZeRO stage. A checkpoint exists once its MANIFEST.json does; `latest` moves only then.
+"""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shards.errors import BadInput
+from shards.files import read_json, sync_folder, verify_manifest, write_atomic, write_json, write_manifest
+from vlm.engine import Engine
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """Section `checkpoint` of a recipe."""
+
+    every: int = 100
+    """Optimizer steps between two checkpoints; the last step always writes one."""
+    keep: int = 2
+    """Newest checkpoints that are kept; 0 keeps all."""
+
+
+@dataclass(frozen=True)
+class State:
+    """`state.json`: what a resumed run must agree with."""
+
+    step: int
+    plan: str
+    seed: int
+    supervised_tokens: int
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """RUN/checkpoints/step-00000100."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint whose every digest is right; damaged and unfinished ones are passed over."""
+    for folder in sorted((run / "checkpoints").glob("step-????????"), reverse=True):
+        if (folder / "MANIFEST.json").exists() and not verify_manifest(folder):
+            return folder
+    return None
+
+
+def read_state(folder: Path) -> State:
+    """The state of a verified checkpoint."""
+    return State(**read_json(folder / "state.json"))
+
+
+def save(engine: Engine, model: nn.Module, run: Path, state: State, keep: int) -> Path:
+    """Write a checkpoint; collective, every rank must call it. Returns its folder."""
+    gathered = gather_trainable(engine, model)
+    folder = step_folder(run, state.step)
+    if dist.get_rank() == 0:
+        _write(model, gathered, folder, state)
+        write_atomic(folder.parent / "latest", folder.name + "\n")
+        _prune(folder.parent, keep)
+    dist.barrier()
+    return folder
+
+
+def _write(model: nn.Module, gathered: dict[str, Tensor], folder: Path, state: State) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    (folder / "optimizer").mkdir(parents=True)
+    save_file(gathered, folder / "optimizer" / "state.safetensors")
+    weights = {n.removesuffix("/param"): t for n, t in gathered.items() if n.endswith("/param")}
+    save_weights(model, weights, folder)
+    write_json(folder / "state.json", asdict(state))
+    _sync_tree(folder)
+    write_manifest(folder)
+    sync_folder(folder.parent)
+
+
+def save_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Trainable weights as others read them: PEFT's `adapter/`.
+
+    Or `model.safetensors` for projector and full training.
+    """
+    peft = next((m for m in model.modules() if isinstance(m, PeftModel)), None)
+    if peft is None:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    prefix = next(n for n, m in model.named_modules() if m is peft)
+    full = {n.removeprefix(f"{prefix}."): t for n, t in weights.items()}
+    # buffers that PEFT's own filter looks up beside the trainable weights
+    full |= {n: t for n, t in peft.state_dict().items() if n not in full}
+    (folder / "adapter").mkdir(exist_ok=True)
+    adapter = get_peft_model_state_dict(peft, state_dict=full, save_embedding_layers=False)
+    save_file({n: t.contiguous() for n, t in adapter.items()}, folder / "adapter" / "adapter_model.safetensors")
+    config = peft.peft_config["default"]
+    training, config.inference_mode = config.inference_mode, True
+    config.save_pretrained(str(folder / "adapter"))
+    config.inference_mode = training
+
+
+def _sync_tree(folder: Path) -> None:
+    import os
+
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
+        else:
+            sync_folder(path)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    whole = [p for p in sorted(folder.glob("step-????????")) if (p / "MANIFEST.json").exists()]
+    for old in whole[:-keep] if keep else []:
+        # the marker goes first: a half-deleted checkpoint must not look whole
+        (old / "MANIFEST.json").unlink()
+        shutil.rmtree(old)
+
+
+def gather_trainable(engine: Engine, model: nn.Module) -> dict[str, Tensor]:
+    """`NAME/param`, `NAME/exp_avg`, `NAME/exp_avg_sq` in float32, whole, on every rank. Collective."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    gathered = {}
+    for name, parameter in _trainable(model):
+        gathered[f"{name}/param"] = safe_get_full_fp32_param(parameter)
+        for key in MOMENTS:
+            gathered[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key)
+    return {n: t.detach().float().cpu().contiguous().clone() for n, t in gathered.items()}
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+
+def load_parameters(model: nn.Module, folder: Path) -> None:
+    """Put a checkpoint's weights into a model that DeepSpeed has not wrapped yet.
+
+    BadInput where names or shapes differ.
+    """
+    path = folder / "optimizer" / "state.safetensors"
+    with safe_open(path, "pt") as saved:
+        names = {n.removesuffix("/param") for n in saved.keys() if n.endswith("/param")}  # noqa: SIM118
+        wanted = dict(_trainable(model))
+        if names != set(wanted):
+            odd = sorted(names ^ set(wanted))[0]
+            raise BadInput(
+                f"{path}: trainable weights differ from the recipe's, first {odd}; use another run directory"
+            )
+        for name, parameter in wanted.items():
+            with torch.no_grad():
+                parameter.copy_(saved.get_tensor(f"{name}/param"))
+
+
+def load_optimizer(engine: Engine, model: nn.Module, folder: Path, step: int) -> None:
+    """Restore float32 weights and AdamW's moments after `step` optimizer steps, for any world size and ZeRO stage."""
+    saved = load_file(folder / "optimizer" / "state.safetensors")
+    zero = engine.ds.optimizer
+    flat = engine.optimizer.param_groups
+    for partition in (p for group in flat for p in group["params"]):
+        state = {key: torch.zeros_like(partition) for key in MOMENTS}
+        engine.optimizer.state[partition] = {"step": torch.tensor(float(step)), **state}
+    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+        zero._lazy_init_hp_params_optimizer_state()
+    for name, parameter in _trainable(model):
+        _set(parameter, saved[f"{name}/param"], None)
+        for key in MOMENTS:
+            _set(parameter, saved[f"{name}/{key}"], key)
+
+
+def _set(parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
+    if not hasattr(parameter, "ds_id"):
+        parameter.set_full_hp_param(value.to(parameter.device), key)  # type: ignore[attr-defined]
+        return
+    # DeepSpeed's setter for whole ZeRO-3 tensors fails where the last rank's part is padded: cut our own
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    part = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+    padded = torch.zeros(part * dist.get_world_size())
+    padded[: value.numel()] = value.flatten()
+    mine = padded.narrow(0, part * dist.get_rank(), part).to(parameter.ds_tensor.device)  # type: ignore[attr-defined]
+    if key is None:
+        safe_set_local_fp32_param(parameter, mine)
+    else:
+        safe_set_local_optimizer_state(parameter, mine, key)
+
+
+def describe(run: Path) -> list[dict[str, Any]]:
+    """Every checkpoint of a run with its step and whether it verifies."""
+    folders = sorted((run / "checkpoints").glob("step-????????"))
+    return [{"step": int(f.name.removeprefix("step-")), "problems": verify_manifest(f)} for f in folders]

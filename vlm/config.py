@@ -1,0 +1,138 @@
+"""Recipes: YAML files of typed sections, checked before anything is loaded.
+
+Each section's dataclass stands beside its owner; a recipe states only its difference from its `base`.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from shards.errors import BadInput
+from shards.files import write_atomic
+from shards.translate.config import TranslateConfig
+from vlm.checkpoint import CheckpointConfig
+from vlm.data.loader import DataConfig
+from vlm.engine import EngineConfig
+from vlm.eval.config import EvalConfig
+from vlm.model.adapter import AdapterConfig
+from vlm.model.load import ModelConfig
+from vlm.optim import OptimConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """A whole recipe of the model's floor."""
+
+    name: str = "run"
+    """Name of the experiment, shown in logs and job names."""
+    run: str = "runs/run"
+    """Run directory: everything the recipe writes lies under it."""
+    seed: int = 0
+    """Seeds the data order, augmentation and the adapter's initial weights."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    translate: TranslateConfig = field(default_factory=TranslateConfig)
+
+    def save(self, path: Path) -> None:
+        """Write the resolved recipe; loading it again gives an equal one."""
+        write_atomic(path, OmegaConf.to_yaml(OmegaConf.structured(self)))
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+def load_recipe(cls: type[AnyRecipe], name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Read a recipe by name or path, lay it over its bases, apply `key=value` overrides, check every key and type.
+
+    Raises BadInput with the file, the key and the nearest known key.
+    """
+    merged = OmegaConf.structured(cls)
+    for source, content in [*_layers(name, ()), ("command line", _dotlist(overrides))]:
+        _refuse_unknown(source, content, cls, "")
+        try:
+            merged = OmegaConf.merge(merged, content)
+        except OmegaConfBaseException as error:
+            raise BadInput(f"{source}: {error.full_key}: {str(error.msg).splitlines()[0]}") from None
+    recipe = OmegaConf.to_object(merged)
+    assert isinstance(recipe, cls)
+    return recipe
+
+
+Section = TypeVar("Section")
+
+
+def load_section(cls: type[Section], overrides: Sequence[str]) -> Section:
+    """One section from `key=value` texts alone, checked as in a recipe."""
+    content = _dotlist(overrides)
+    _refuse_unknown("command line", content, cls, "")
+    try:
+        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), content))
+    except OmegaConfBaseException as error:
+        raise BadInput(f"command line: {error.full_key}: {str(error.msg).splitlines()[0]}") from None
+    assert isinstance(section, cls)
+    return section
+
+
+def _layers(name: str, seen: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
+    path = _find(name)
+    if path in seen:
+        raise BadInput(f"{path}: base: a recipe cannot stand on itself")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: not a YAML recipe ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: a recipe is a mapping of sections")
+    base = content.pop("base", None)
+    below = _layers(str(base), (*seen, path)) if base is not None else []
+    return [*below, (str(path), content)]
+
+
+def _find(name: str) -> Path:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
+    if path.is_file():
+        return path.resolve()
+    known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+    raise BadInput(f"recipe {name}: no such file; give a path or one of {', '.join(known)}{_nearest(name, known)}")
+
+
+def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        if "=" not in override:
+            raise BadInput(f"command line: {override!r} is not key=value")
+    try:
+        content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise BadInput(f"command line: {' '.join(str(error).split())}") from None
+    assert isinstance(content, dict)
+    return content  # type: ignore[return-value]
+
+
+def _refuse_unknown(source: str, content: dict[str, Any], cls: type, prefix: str) -> None:
+    known = {f.name: f for f in fields(cls)}
+    for key, value in content.items():
+        if key not in known:
+            raise BadInput(f"{source}: unknown key {prefix}{key}{_nearest(str(key), list(known))}")
+        inner = known[key].default_factory
+        if isinstance(inner, type) and is_dataclass(inner):
+            if not isinstance(value, dict):
+                raise BadInput(f"{source}: {prefix}{key} is a section, write {prefix}{key}.<key>")
+            _refuse_unknown(source, value, inner, f"{prefix}{key}.")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else f"; known: {', '.join(known)}"

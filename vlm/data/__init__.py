@@ -1,0 +1,1 @@
+"""From samples to packed micro-batches: template, documents, plan, loader."""

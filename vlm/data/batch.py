@@ -1,0 +1,78 @@
+"""One micro-batch: documents end to end in a flat row, nothing padded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlm.data.documents import IGNORE, Document
+from vlm.model.attention import Layout, Segment
+
+
+@dataclass
+class MicroBatch:
+    """`input_ids`, `labels`, `position_ids` int64 (T,); `pixels` uint8 (images, 3, H, W), images in row order."""
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    pixels: Tensor
+    layout: Layout
+    keys: tuple[str, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.numel()
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same micro-batch on another device; pinned source memory makes the copy asynchronous."""
+        tensors = (self.input_ids, self.labels, self.position_ids, self.pixels)
+        ids, labels, positions, pixels = (x.to(device, non_blocking=True) for x in tensors)
+        return MicroBatch(ids, labels, positions, pixels, self.layout, self.keys)
+
+
+def pack(
+    documents: Sequence[Document], pixels: Sequence[np.ndarray], image_size: int, window: int | None
+) -> MicroBatch:
+    """Lay documents end to end. `pixels` holds uint8 (3, H, W) images in document order; there may be none."""
+    segments: list[Segment] = []
+    bounds: list[tuple[int, int]] = []
+    at = 0
+    for document in documents:
+        start = at
+        at += document.prefix
+        if document.prefix:
+            segments.append(Segment(start, at))
+        for length in document.segments:
+            segments.append(Segment(at, at + length, start, start + document.prefix))
+            at += length
+        bounds.append((start, at))
+    images = np.stack(pixels) if len(pixels) else np.zeros((0, 3, image_size, image_size), dtype=np.uint8)
+    return MicroBatch(
+        input_ids=_row([d.input_ids for d in documents]),
+        labels=_row([d.labels for d in documents]),
+        position_ids=_row([d.position_ids for d in documents]),
+        pixels=torch.from_numpy(images),
+        layout=Layout(segments, bounds, window),
+        keys=tuple(d.key for d in documents),
+    )
+
+
+def filler(document: Document) -> Document:
+    """A document that takes part in the step and adds nothing to its loss, for a rank that has no sample left."""
+    silent = np.full_like(document.labels, IGNORE)
+    return Document(
+        document.key,
+        document.input_ids,
+        silent,
+        document.position_ids,
+        document.prefix,
+        document.segments,
+        document.images,
+    )
+
+
+def _row(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))

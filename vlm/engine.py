@@ -1,0 +1,134 @@
+"""DeepSpeed: one place where its configuration is completed and its traps are dealt with."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from shards.errors import BadInput
+from shards.files import read_json
+from vlm.optim import OptimConfig, make_optimizer
+from vlm.world import World, find_world
+
+CONFIGS = Path(__file__).parent.parent / "ds_configs"
+RESERVED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16",
+    "fp16",
+)
+
+
+@dataclass(kw_only=True)
+class EngineConfig:
+    """Section `engine` of a recipe."""
+
+    deepspeed: str = "zero2"
+    """zero2, zero3, zero3_offload (`ds_configs/`) or the path of a DeepSpeed JSON file."""
+    ranks: int = 1
+    """Ranks that `vlm train` starts on this machine when no launcher did."""
+    threads: int = 0
+    """CPU threads a rank computes with; 0 leaves torch's choice."""
+
+
+def deepspeed_config(config: EngineConfig, optim: OptimConfig, dtype: str, world: int) -> dict[str, Any]:
+    """The JSON file's content completed with batch, clipping and precision from the recipe.
+
+    Raises BadInput where the file sets what the recipe owns.
+    """
+    path = Path(config.deepspeed) if config.deepspeed.endswith(".json") else CONFIGS / f"{config.deepspeed}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.json")))
+        raise BadInput(f"engine.deepspeed: {config.deepspeed}: no such file; choose {known} or a path")
+    content = read_json(path)
+    for key in RESERVED:
+        if key in content:
+            raise BadInput(f"{path}: key {key!r} is filled in from the recipe; remove it there")
+    return {
+        **content,
+        "train_micro_batch_size_per_gpu": 1,
+        "train_batch_size": world,
+        # the loop itself says which micro-batch is the last of a step
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.grad_clip,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "fp16": {"enabled": dtype == "float16"},
+        "steps_per_print": 10**9,
+    }
+
+
+def start_world(config: EngineConfig) -> World:
+    """Join the process group (nccl on CUDA, gloo elsewhere) and return this rank's place."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    world = find_world() or World(0, 1, 0, "127.0.0.1", 0)
+    # DeepSpeed asserts that a launcher has set it
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank % torch.cuda.device_count())
+    if not dist.is_initialized():
+        store = None if world.port else dist.HashStore()
+        method = f"tcp://{world.address}:{world.port}" if world.port else None
+        dist.init_process_group(backend, method, rank=world.rank, world_size=world.size, store=store)
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False)
+    return world
+
+
+class Engine:
+    """A DeepSpeed engine that steps on the loss summed over all supervised tokens of the global batch."""
+
+    def __init__(self, model: nn.Module, config: dict[str, Any], optim: OptimConfig) -> None:
+        import deepspeed
+
+        self.names = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = make_optimizer(model, optim)
+        self.ds, *_ = deepspeed.initialize(
+            model=model, optimizer=self.optimizer, config=config, dist_init_required=False
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.ds.device)
+
+    def backward(self, loss_sum: Tensor, supervised: int, last: bool) -> None:
+        """One micro-batch. `loss_sum`: this row's summed loss; `supervised`: tokens of the whole global batch.
+
+        DeepSpeed averages gradients over ranks, so the sum is scaled by the world size. All ranks must call this
+        equally often. Call `step` after the last one.
+        """
+        self.ds.set_gradient_accumulation_boundary(last)
+        self.ds.backward(loss_sum * (dist.get_world_size() / supervised))
+
+    def step(self) -> float:
+        """Apply the optimizer; returns the global gradient norm before clipping."""
+        self.ds.step()
+        norm = self.ds.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def skip_step(self) -> None:
+        """Throw this step's gradients away."""
+        self.ds.optimizer.zero_grad()
+
+
+def all_reduce_sum(value: float) -> float:
+    """Sum of a number over ranks."""
+    total = torch.tensor([value], dtype=torch.float64)
+    if torch.cuda.is_available():
+        total = total.cuda()
+    dist.all_reduce(total)
+    return float(total)

@@ -1,0 +1,1 @@
+"""Assembly, packed forward pass, attention back ends and adapters."""

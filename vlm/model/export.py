@@ -1,0 +1,47 @@
+"""Write a trained model as a plain Hugging Face folder, its processor beside it."""
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
+
+from shards.files import sealed_output
+from vlm.model.load import load_model
+
+COMPANIONS = (
+    "assembly.json",
+    "chat_template.jinja",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+
+
+def write_model(
+    model: LlavaForConditionalGeneration, origin: Path, out: Path, card: str, extra: dict[str, str] | None = None
+) -> None:
+    """Save `model` in `out` with the processor files of `origin`, sealed by a manifest.
+
+    `card` becomes the README.md; `extra` maps further file names to their text.
+    """
+    with sealed_output(out):
+        model.save_pretrained(out)
+        for name in COMPANIONS:
+            if (origin / name).exists():
+                shutil.copyfile(origin / name, out / name)
+        for name, text in {"README.md": card, **(extra or {})}.items():
+            (out / name).write_text(text, "utf-8")
+
+
+def apply_checkpoint(origin: Path, checkpoint: Path, dtype: str = "float32") -> LlavaForConditionalGeneration:
+    """The model of `origin` with the weights of a projector or full training's checkpoint in it."""
+    model = load_model(origin, dtype, packed=False)
+    weights = load_file(checkpoint / "model.safetensors")
+    # the checkpoint names weights as the packed module does, which holds the model as `model`
+    renamed = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    unexpected = model.load_state_dict(renamed, strict=False).unexpected_keys
+    assert not unexpected, unexpected
+    return model

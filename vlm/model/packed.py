@@ -1,0 +1,71 @@
+"""The packed training step: a flat row in, the summed loss of its supervised tokens out."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from vlm.data.batch import MicroBatch
+from vlm.data.documents import IGNORE
+from vlm.data.images import Pixels
+
+
+class PackedLlava(nn.Module):
+    """Wraps a LLaVA model (with or without a PEFT adapter inside) for training on flat rows.
+
+    `model` is the module DeepSpeed shards; `llava` is the Hugging Face model in it, reached through its submodules
+    so that ZeRO-3's gathering hooks fire.
+    """
+
+    def __init__(self, model: nn.Module, pixels: Pixels, loss_chunk: int = 4096) -> None:
+        super().__init__()
+        self.model, self.pixels, self.loss_chunk = model, pixels, loss_chunk
+
+    @property
+    def llava(self) -> LlavaForConditionalGeneration:
+        """The Hugging Face model under the adapter."""
+        inner = next(m for m in self.model.modules() if isinstance(m, LlavaForConditionalGeneration))
+        assert isinstance(inner, LlavaForConditionalGeneration)
+        return inner
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """Sum (not mean) of next-token cross-entropy over the row's supervised tokens, a float32 scalar."""
+        hidden_TD = self.hidden(batch)
+        supervised = (batch.labels != IGNORE).nonzero().squeeze(1)
+        labels = batch.labels[supervised]
+        # a row without labels still runs the head once: under ZeRO-3 every rank must gather the same parameters
+        chunks = max(1, -(-len(supervised) // self.loss_chunk))
+        total = hidden_TD.sum().float() * 0
+        for rows, targets in zip(supervised.chunk(chunks), labels.chunk(chunks), strict=True):
+            logits = self.llava.lm_head(hidden_TD[rows]).float()
+            total = total + F.cross_entropy(logits, targets, reduction="sum")
+        return total
+
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """Last hidden states (T, hidden) of the row, after the final norm."""
+        llava = self.llava
+        embeds_TD = llava.get_input_embeddings()(batch.input_ids)
+        features_ID = self.image_features(batch, embeds_TD.dtype)
+        at_image = batch.input_ids == llava.config.image_token_id
+        if len(batch.pixels):
+            embeds_TD = embeds_TD.masked_scatter(at_image[:, None], features_ID)
+        else:
+            embeds_TD = embeds_TD + features_ID.sum() * 0
+        outputs = llava.model.language_model(
+            inputs_embeds=embeds_TD[None],
+            position_ids=batch.position_ids[None],
+            attention_mask=None,
+            use_cache=False,
+            layout=batch.layout,
+        )
+        hidden: Tensor = outputs.last_hidden_state[0]
+        return hidden
+
+    def image_features(self, batch: MicroBatch, dtype: torch.dtype) -> Tensor:
+        """Projected image tokens (images · tokens, hidden). A row without images runs a blank one.
+
+        For ZeRO-3's sake.
+        """
+        pixels = batch.pixels if len(batch.pixels) else batch.pixels.new_zeros(1, *batch.pixels.shape[1:])
+        features = self.llava.model.get_image_features(pixel_values=self.pixels.normalise(pixels, dtype))
+        return torch.cat(features.pooler_output).to(dtype)

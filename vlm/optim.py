@@ -1,0 +1,83 @@
+"""Optimizer groups and the learning-rate schedule, a pure function of the step."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from shards.errors import BadInput
+from vlm.model.adapter import PROJECTOR
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """Section `optim` of a recipe."""
+
+    lr: float = 2e-4
+    """Peak learning rate."""
+    projector_lr: float = 0.0
+    """Peak learning rate of the projector; 0 takes `lr`."""
+    epochs: float = 1.0
+    """Passes over the training set; fractions are allowed."""
+    max_steps: int = 0
+    """Stop after so many optimizer steps; 0 trains all epochs. The schedule still spans all epochs."""
+    warmup: float = 0.03
+    """Share of the steps with a rising learning rate."""
+    schedule: str = "cosine"
+    """cosine or constant, after the warm-up."""
+    beta1: float = 0.9
+    """AdamW's first moment decay."""
+    beta2: float = 0.999
+    """AdamW's second moment decay."""
+    weight_decay: float = 0.0
+    """AdamW's decay, on matrices only; vectors and embeddings never decay."""
+    grad_clip: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "constant"):
+            raise BadInput(f"optim.schedule: {self.schedule!r} is not one of cosine, constant")
+        if self.lr <= 0 or self.epochs <= 0:
+            raise BadInput(f"optim.lr={self.lr}, optim.epochs={self.epochs}: both must be above 0")
+
+
+def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
+    """Factor on the peak rate for optimizer step `step` (from 0) of `steps`."""
+    warmup = math.ceil(config.warmup * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
+    """AdamW groups of the trainable parameters; each carries its peak rate as `peak_lr`."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            peak = config.projector_lr if config.projector_lr and PROJECTOR in name.split(".") else config.lr
+            decay = config.weight_decay if _decays(name, parameter) else 0.0
+            groups.setdefault((peak, decay), []).append(parameter)
+    return [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()]
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    # a ZeRO-3 parameter is flattened and partitioned: its full shape is kept in ds_shape
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    owners = name.split(".")
+    return len(shape) > 1 and "embed_tokens" not in owners and "lm_head" not in owners
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """torch's AdamW, which runs on CPU and GPU alike."""
+    return torch.optim.AdamW(parameter_groups(model, config), betas=(config.beta1, config.beta2))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, steps: int) -> float:
+    """Set every group's rate for `step`; returns the first group's."""
+    factor = learning_rate_factor(config, step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return float(optimizer.param_groups[0]["lr"])

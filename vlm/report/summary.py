@@ -1,0 +1,79 @@
+"""All that the report files tell, gathered once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm.report.about import About, read_about
+from vlm.report.advice import recommend
+from vlm.report.analysis import Analysis, analyse
+from vlm.report.results import Result, read_results, unfinished
+from vlm.report.table import Drop, ResultRow, agrees, drops, missing_rows, result_rows
+from vlm.report.training import Training, read_trainings
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One evaluation: its row, its error analysis and the advice drawn from it."""
+
+    row: ResultRow
+    analysis: Analysis
+    advice: list[str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run; `entries` are base first, then by name."""
+
+    about: About
+    entries: list[Entry]
+    drops: list[Drop]
+    missing: list[str]
+    trainings: list[Training]
+    notes: list[str]
+
+    @property
+    def rows(self) -> list[ResultRow]:
+        """The table of results."""
+        return [entry.row for entry in self.entries]
+
+    @property
+    def tasks(self) -> dict[str, list[Entry]]:
+        """Entries by task, each task's in the order of the printed table: English base, adapter, and so on."""
+        tasks: dict[str, list[Entry]] = {}
+        for entry in sorted(self.entries, key=lambda entry: (entry.row.task, entry.row.rank, entry.row.name)):
+            tasks.setdefault(entry.row.task, []).append(entry)
+        return tasks
+
+    @property
+    def printed(self) -> list[Entry]:
+        """Entries of all tasks in that order."""
+        return [entry for of_task in self.tasks.values() for entry in of_task]
+
+
+def summarise(run: Path) -> Summary:
+    """Read and analyse a run directory; BadInput when it holds no results."""
+    results = read_results(run)
+    rows = result_rows(results)
+    analyses = [analyse(result) for result in results]
+    about = read_about(run)
+    trainings = read_trainings(run)
+    notes = [*about.notes, *unfinished(run), *(note for result in results for note in _result_notes(result))]
+    if not trainings:
+        notes.append("no events.jsonl with steps: nothing is known of the training")
+    return Summary(
+        about=about,
+        entries=[Entry(row, analysis, recommend(analysis)) for row, analysis in zip(rows, analyses, strict=True)],
+        drops=drops(rows),
+        missing=missing_rows(results, rows),
+        trainings=trainings,
+        notes=notes,
+    )
+
+
+def _result_notes(result: Result) -> list[str]:
+    at = f"eval/{result.name}"
+    if result.predictions is None:
+        return [f"{at}/predictions.jsonl is missing or of another evaluation: no interval, causes or examples"]
+    if not agrees(result):
+        return [f"{at}: its predictions do not add up to its score, so there is no interval"]
+    return []

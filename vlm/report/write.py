@@ -1,0 +1,51 @@
+"""The report files of a run directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.files import write_atomic, write_json
+from vlm.report.advice import RULES
+from vlm.report.page import page
+from vlm.report.summary import summarise
+from vlm.report.table import ResultRow
+from vlm.report.text import report_text
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """The four files, and the table of results: base first, then by name."""
+
+    benchmark_results: Path
+    error_analysis: Path
+    project_report: Path
+    page: Path
+    table: list[ResultRow]
+
+
+def write_report(run: Path) -> ReportPaths:
+    """Turn a run directory into its report files; the same inputs give the same bytes.
+
+    BadInput when `run` does not exist, holds no eval/*/result.json, or a result is malformed. What else is missing
+    the report says itself.
+    """
+    summary = summarise(run)
+    paths = ReportPaths(
+        benchmark_results=run / "benchmark_results.json",
+        error_analysis=run / "error_analysis.json",
+        project_report=run / "project_report.txt",
+        page=run / "report.html",
+        table=summary.rows,
+    )
+    analyses = {entry.row.name: entry.analysis.to_json(entry.advice) for entry in summary.entries}
+    write_json(paths.benchmark_results, {"results": [row.to_json() for row in summary.rows]})
+    write_json(
+        paths.error_analysis,
+        {
+            "results": [analyses[row.name] for row in summary.rows],
+            "thresholds": {rule.cause: rule.threshold for rule in RULES},
+            "notes": summary.notes,
+        },
+    )
+    write_atomic(paths.project_report, report_text(summary))
+    write_atomic(paths.page, page(summary))
+    return paths

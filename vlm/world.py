@@ -1,0 +1,56 @@
+"""Rank, world size and address of this process, from whoever started it."""
+
+import os
+import re
+from dataclasses import dataclass
+
+from shards.errors import BadInput
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among the ranks."""
+
+    rank: int
+    size: int
+    local_rank: int
+    address: str
+    port: int
+
+
+def find_world() -> World | None:
+    """The world described by torchrun's variables or by srun's; None for a process started by hand.
+
+    srun: the address is the first host of the job's first node name, the port follows from the job id. Raises
+    BadInput when a launcher's variables are incomplete.
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return _read(
+            env["RANK"], env["WORLD_SIZE"], env.get("LOCAL_RANK", "0"), _need("MASTER_ADDR"), _need("MASTER_PORT")
+        )
+    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+        address = env.get("MASTER_ADDR") or first_host(_need("SLURM_JOB_NODELIST"))
+        port = env.get("MASTER_PORT") or str(15000 + int(_need("SLURM_JOB_ID")) % 15000)
+        return _read(env["SLURM_PROCID"], env["SLURM_NTASKS"], _need("SLURM_LOCALID"), address, port)
+    return None
+
+
+def _read(rank: str, size: str, local_rank: str, address: str, port: str) -> World:
+    return World(int(rank), int(size), int(local_rank), address, int(port))
+
+
+def _need(name: str) -> str:
+    if name not in os.environ:
+        raise BadInput(
+            f"environment: {name} is not set, though other variables of a launcher are; start with torchrun or srun"
+        )
+    return os.environ[name]
+
+
+def first_host(nodelist: str) -> str:
+    """First host of Slurm's compressed node list: `gpu[03-05,9],x1` → `gpu03`."""
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodelist)
+    if not match:
+        raise BadInput(f"SLURM_JOB_NODELIST: {nodelist!r} is not a node list")
+    return match[1] + (match[2] or "") + (match[3] or "")
