@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from shards.errors import BadInput
+from vlm.stop import Requeue
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,17 +34,16 @@ Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 bad input, 75 please requeue."""
     try:
-        code = app(arguments, prog_name="vlm", standalone_mode=False)
-        return int(code or 0)
+        app(arguments, prog_name="vlm")
+    except SystemExit as ended:  # typer's way to return: usage errors are 2, an interrupt is 130
+        return ended.code if isinstance(ended.code, int) else 0
     except BadInput as error:
         print(f"vlm: {error}", file=sys.stderr)
         return 2
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (click.Abort, KeyboardInterrupt):
-        print("vlm: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    except Requeue:
+        print("vlm: stopped on request after a checkpoint; the same command goes on from there", file=sys.stderr)
+        return 75
+    return 0
 
 
 def main() -> None:

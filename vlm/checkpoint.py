@@ -166,8 +166,7 @@ def load_optimizer(engine: Engine, model: nn.Module, folder: Path, step: int) ->
     """Restore float32 weights and AdamW's moments after `step` optimizer steps, for any world size and ZeRO stage."""
     saved = load_file(folder / "optimizer" / "state.safetensors")
     zero = engine.ds.optimizer
-    flat = engine.optimizer.param_groups
-    for partition in (p for group in flat for p in group["params"]):
+    for partition in engine.partitions:
         state = {key: torch.zeros_like(partition) for key in MOMENTS}
         engine.optimizer.state[partition] = {"step": torch.tensor(float(step)), **state}
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):

@@ -73,6 +73,8 @@ def start_world(config: EngineConfig) -> World:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # an optional CPU kernel that DeepSpeed compiles when it starts: half a minute, and a crash where no compiler is
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     world = find_world() or World(0, 1, 0, "127.0.0.1", 0)
     # DeepSpeed asserts that a launcher has set it
     os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
@@ -102,6 +104,13 @@ class Engine:
         )
 
     @property
+    def partitions(self) -> list[Tensor]:
+        """This rank's flat float32 master weights, the keys of the torch optimizer's state."""
+        zero = self.ds.optimizer
+        stage3 = hasattr(zero, "fp32_partitioned_groups_flat")
+        return list(zero.fp32_partitioned_groups_flat if stage3 else zero.single_partition_of_fp32_groups)
+
+    @property
     def device(self) -> torch.device:
         return torch.device(self.ds.device)
 
@@ -119,10 +128,6 @@ class Engine:
         self.ds.step()
         norm = self.ds.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
-
-    def skip_step(self) -> None:
-        """Throw this step's gradients away."""
-        self.ds.optimizer.zero_grad()
 
 
 def all_reduce_sum(value: float) -> float:

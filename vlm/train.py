@@ -31,6 +31,7 @@ from vlm.model.attention import choose_backend
 from vlm.model.load import DTYPES, load_model, load_tokenizer, model_folder, sliding_window
 from vlm.model.packed import PackedLlava
 from vlm.optim import set_learning_rate
+from vlm.stop import Requeue, StopRequest
 from vlm.world import World
 
 VERSIONS = ("torch", "deepspeed", "transformers", "peft", "webdataset", "submitit", "omegaconf")
@@ -39,7 +40,8 @@ VERSIONS = ("torch", "deepspeed", "transformers", "peft", "webdataset", "submiti
 def train(recipe: Recipe) -> Path:
     """Train to the end, resuming from the newest verified checkpoint; returns the last checkpoint's folder.
 
-    Every rank calls this. Raises BadInput before a process group is joined where the recipe cannot work.
+    Every rank calls this. Raises BadInput before a process group is joined where the recipe cannot work, and
+    Requeue after a checkpoint when a signal asked for the end.
     """
     folder = model_folder(recipe.model)
     source = _source(recipe, folder)
@@ -172,6 +174,7 @@ def _loop(
 ) -> Path:
     seen = 0
     folder = checkpoint.step_folder(Path(recipe.run), start)
+    stopping = StopRequest()
     waiting = time.perf_counter()
     for step in loader.steps(start, steps):
         waited = time.perf_counter() - waiting
@@ -197,10 +200,14 @@ def _loop(
         )
         heartbeat.beat(step.index + 1)
         _show(recipe.name, step.index + 1, steps, loss, rate, step.tokens / seconds)
-        if step.index + 1 == steps or (step.index + 1) % recipe.checkpoint.every == 0:
+        stop = stopping.agreed()
+        if stop or step.index + 1 == steps or (step.index + 1) % recipe.checkpoint.every == 0:
             state = checkpoint.State(step.index + 1, plan.digest, recipe.seed, seen)
             folder = checkpoint.save(engine, model, Path(recipe.run), state, recipe.checkpoint.keep)
             events.write("checkpoint", step=step.index + 1, folder=folder.name)
+        if stop and step.index + 1 < steps:
+            events.write("stop", step=step.index + 1)
+            raise Requeue
         waiting = time.perf_counter()
     return folder
 

@@ -1,6 +1,7 @@
 """The report of a run directory: figures against hand counts, hostile texts and images, missing pieces."""
 
 import base64
+import hashlib
 import json
 import random
 import re
@@ -28,10 +29,13 @@ from vlm.report.causes import CAUSES
 from vlm.report.gallery import CARDS
 from vlm.report.training import read_trainings
 
-HOSTILE = '</script><script>alert(1)</script><img src="https://evil.example/x.png" onerror="alert(2)"> \ud800\x1b[31m{{ 7*7 }}'
+HOSTILE = (
+    '</script><script>alert(1)</script><img src="https://evil.example/x.png" onerror="alert(2)">'
+    " \ud800\x1b[31m{{ 7*7 }}"
+)
 
 
-def row(i: int, prediction: str, gold: str, kind: str | None = "color", key: str = "", correct: bool | None = None) -> dict:
+def row(i: int, prediction: str, gold: str, kind: str | None = "color", key: str = "") -> dict[str, Any]:
     return {
         "question_id": f"q{i}",
         "key": key or f"image-{i}",
@@ -39,11 +43,11 @@ def row(i: int, prediction: str, gold: str, kind: str | None = "color", key: str
         "prediction": prediction,
         "answers": [gold],
         "type": kind,
-        "correct": prediction == gold if correct is None else correct,
+        "correct": prediction == gold,
     }
 
 
-def write_eval(run: Path, name: str, rows: list[dict] | None, **fields: Any) -> None:
+def write_eval(run: Path, name: str, rows: list[dict[str, Any]] | None, **fields: Any) -> None:
     folder = run / "eval" / name
     folder.mkdir(parents=True, exist_ok=True)
     right = sum(r["correct"] for r in rows or ())
@@ -69,12 +73,12 @@ def write_eval(run: Path, name: str, rows: list[dict] | None, **fields: Any) -> 
         (folder / "predictions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
 
-def step(number: int, loss: float = 1.0, **fields: Any) -> dict:
+def step(number: int, loss: float = 1.0, **fields: Any) -> dict[str, Any]:
     one = {"event": "step", "time": 1000.0 + number, "step": number, "loss": loss, "lr": 1e-3}
     return one | {"tokens": 300, "seconds": 2.0, "data_wait_seconds": 0.5, "tokens_per_second": 150.0} | fields
 
 
-def write_events(folder: Path, events: list[dict], tail: str = "") -> None:
+def write_events(folder: Path, events: list[dict[str, Any]], tail: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events) + tail)
 
@@ -87,7 +91,8 @@ def four_results(run: Path) -> None:
         ("a-back", 6, {"lang": "en", "protocol": "backtranslate"}),
         ("y-base", 0, {"model": "base"}),
     ):
-        write_eval(run, name, [row(i, "red" if i < right else "blue", "red", key=f"k{i // 2}") for i in range(10)], **fields)
+        rows = [row(i, "red" if i < right else "blue", "red", key=f"k{i // 2}") for i in range(10)]
+        write_eval(run, name, rows, **fields)
 
 
 @pytest.fixture
@@ -145,7 +150,8 @@ def test_benchmark_results_list_the_base_first_then_by_name(run: Path) -> None:
     four_results(run)
     paths = write_report(run)
     results = json.loads(paths.benchmark_results.read_text())["results"]
-    assert [(r["name"], r["score"]) for r in results] == [("y-base", 0), ("z-english", 0.8), ("a-back", 0.6), ("b-adapter", 0.7)]
+    assert [r["name"] for r in results] == ["y-base", "z-english", "a-back", "b-adapter"]
+    assert [r["score"] for r in results] == [0, 0.8, 0.6, 0.7]
     assert list(results[0])[:7] == ["task", "lang", "protocol", "model", "n", "score", "scorer"]
     low, high = results[1]["interval"]
     assert 0.4 <= low < 0.8 < high <= 1
@@ -171,7 +177,8 @@ def test_no_interval_where_predictions_do_not_add_up_to_the_score(run: Path) -> 
 def test_text_report_has_the_papers_rows_in_order_and_the_drop(run: Path) -> None:
     four_results(run)
     text = write_report(run).project_report.read_text("utf-8")
-    labels = ["English base on English", "adapter on Russian ", "adapter on Russian, translated back", "base on Russian"]
+    adapter = "adapter on Russian"
+    labels = ["English base on English", f"{adapter} ", f"{adapter}, translated back", "base on Russian"]
     lines = [next(line for line in text.splitlines() if line.startswith(label)) for label in labels]
     assert [text.index(line) for line in lines] == sorted(text.index(line) for line in lines)
     assert [line.split()[-2] for line in lines] == ["0.8000", "0.7000", "0.6000", "0.0000"]
@@ -190,7 +197,12 @@ def test_rows_that_were_not_evaluated_are_named(run: Path) -> None:
 
 # error analysis
 
-GOLD = [row(0, "красный", "красный"), row(1, "да", "да", "yes/no"), row(2, "нет", "нет", "yes/no"), row(3, "синий", "синий")]
+GOLD = [
+    row(0, "красный", "красный"),
+    row(1, "да", "да", "yes/no"),
+    row(2, "нет", "нет", "yes/no"),
+    row(3, "синий", "синий"),
+]
 WRONG = {
     "empty": row(10, " . ", "красный"),
     "wrong language": row(11, "red", "красный"),
@@ -214,14 +226,19 @@ def test_every_cause_is_told_from_the_others(run: Path) -> None:
 
 def test_one_foreign_gold_answer_does_not_hide_the_wrong_language(run: Path) -> None:
     rows = [row(i, "красный", "красный") for i in range(30)]
-    write_eval(run, "a", [*rows, row(30, "XL", "XL"), row(31, "red", "красный"), row(32, "красный", "XL")])
+    write_eval(
+        run,
+        "a",
+        [*rows, row(30, "XL", "XL"), row(31, "red", "красный"), row(32, "красный", "XL"), row(33, "XXL", "XL")],
+    )
     write_report(run)
     counts = {c["cause"]: c["count"] for c in errors_of(run, "a")["causes"] if c["count"]}
-    assert counts == {"wrong language": 1, "wrong value": 1}
+    assert counts == {"wrong language": 1, "out of vocabulary": 1, "wrong value": 1}
 
 
 def test_types_with_prior_and_confusions_by_hand(run: Path) -> None:
-    rows = [row(i, "red" if i < 6 else "blue", "red") for i in range(8)] + [row(8, "red", "blue"), row(9, "blue", "blue")]
+    rows = [row(i, "red" if i < 6 else "blue", "red") for i in range(8)]
+    rows += [row(8, "red", "blue"), row(9, "blue", "blue")]
     write_eval(run, "a", [*rows, row(10, "two", "two", None)], by_type={"color": {"n": 10, "score": 0.7}})
     write_report(run)
     color, untyped = errors_of(run, "a")["types"]
@@ -289,7 +306,7 @@ def test_events_torn_anywhere_lose_only_the_torn_line(run: Path, cut: int) -> No
 # the page
 
 
-def wrong_rows(dataset: ShardDataset, times: int = 1) -> list[dict]:
+def wrong_rows(dataset: ShardDataset, times: int = 1) -> list[dict[str, Any]]:
     """Every question of the dataset, answered wrongly."""
     return [
         row(1000 * turn + i, "purple", q.answers[0], q.type, sample.key)
@@ -311,7 +328,8 @@ def test_page_is_self_contained_and_named(run: Path, dataset: ShardDataset) -> N
     assert page.all("html")[0]["lang"] == "en" and page.all("title")
     assert len(page.all("caption")) == len(page.all("table")) > 0
     images = page.all("img")
-    assert len(images) == len(wrong_rows(dataset)) and all(image["alt"] and image["loading"] == "lazy" for image in images)
+    assert len(images) == len(wrong_rows(dataset))
+    assert all(image["alt"] and image["loading"] == "lazy" for image in images)
     sizes = {check_image(base64.b64decode((image["src"] or "").split(",")[1])) for image in images}
     assert sizes == {("png", int(images[0]["width"] or 0), int(images[0]["height"] or 0))}
 
@@ -322,7 +340,9 @@ def test_hostile_texts_are_inert_everywhere(run: Path, dataset: ShardDataset) ->
     hostile = {"versions": {HOSTILE: HOSTILE}, "device": HOSTILE, "host": HOSTILE, "command": [HOSTILE]}
     (run / "run.json").write_text(json.dumps(hostile))
     (run / "recipe.yaml").write_text(f"name: {json.dumps(HOSTILE.replace(chr(0xD800), ''))}\n")
-    write_events(run, [{"event": "start", "attention": HOSTILE, "steps": HOSTILE}, step(1), step(2, loss=HOSTILE)])
+    write_events(
+        run, [{"event": "start", "attention": HOSTILE, "steps": HOSTILE}, step(1), step(2) | {"loss": HOSTILE}]
+    )
     paths = write_report(run)
     page = Page(run)
     assert len(page.scripts) == 1 and "alert" not in page.scripts[0]
@@ -339,9 +359,7 @@ def test_the_policy_admits_our_script_alone(run: Path) -> None:
     write_report(run)
     page = Page(run)
     policy = next(meta["content"] or "" for meta in page.all("meta") if "http-equiv" in meta)
-    digest = subprocess.run(
-        ["openssl", "dgst", "-sha256", "-binary"], input=page.scripts[0].encode(), capture_output=True, check=True
-    ).stdout
+    digest = hashlib.sha256(page.scripts[0].encode()).digest()
     assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
     assert "default-src 'none'" in policy
 
@@ -382,7 +400,8 @@ def test_large_and_broken_images_are_left_out(run: Path, tmp_path: Path) -> None
     write_report(run)
     page = Page(run)
     assert [image["alt"] for image in page.all("img")] == ["Image good"]
-    for reason in (f"image of {len(samples[0].image or b'') // 1024} KB left out", "cannot be read", "not in the dataset"):
+    large = f"image of {len(samples[0].image or b'') // 1024} KB left out"
+    for reason in (large, "cannot be read", "not in the dataset"):
         assert reason in page.text
 
 
@@ -407,9 +426,10 @@ def test_the_same_inputs_give_the_same_bytes(run: Path, dataset: ShardDataset) -
     paths = write_report(run)
     files = (paths.benchmark_results, paths.error_analysis, paths.project_report, paths.page)
     before = [path.read_bytes() for path in files]
-    command = "import sys, pathlib, vlm.report as r; r.write_report(pathlib.Path(sys.argv[1])); print('torch' in sys.modules)"
+    # another process: other hash seeds, and nothing that this one has loaded
+    command = "import pathlib, sys, vlm.report as r; r.write_report(pathlib.Path(sys.argv[1])); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", command, str(run)], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n", "the report must not load torch"
+    assert "vlm.report.page" in done.stdout.split() and "torch" not in done.stdout.split()
     assert [path.read_bytes() for path in files] == before
 
 

@@ -36,9 +36,7 @@ def read_about(run: Path) -> About:
         name=clean(name, 80) if isinstance(name, str) and name.strip() else clean(run.resolve().name, 80),
         device=_plain(info.get("device")),
         facts=tuple((title, value) for title, value in _facts(info, recipe) if value),
-        versions=tuple(
-            (clean(str(package), 40), _plain(number)) for package, number in _mapping(versions).items()
-        ),
+        versions=tuple((clean(str(package), 40), _plain(number)) for package, number in _mapping(versions).items()),
         recipe=text,
         notes=tuple(notes),
     )

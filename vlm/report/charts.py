@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from vlm.report.training import Training
 
+# SVG units, about a CSS pixel each: the drawing, and the plot inside it
 WIDTH, HEIGHT = 360, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 18, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 54, WIDTH - 18, 10, HEIGHT - 26
 _POINTS = 300
 
 Points = Sequence[tuple[float, float]]
@@ -78,8 +79,8 @@ def _chart(title: str, series: list[tuple[str, str, Points]], write: Callable[[f
     every = [point for _, _, points in series for point in points]
     steps, values = [x for x, _ in every], [y for _, y in every]
     y_marks = _marks(min(0.0, *values), max(values))
-    x = _Scale(0.0, max(*steps, 1.0), _LEFT, WIDTH - _RIGHT)
-    y = _Scale(y_marks[0], y_marks[-1], HEIGHT - _BOTTOM, _TOP)
+    x = _Scale(0.0, max(*steps, 1.0), LEFT, RIGHT)
+    y = _Scale(y_marks[0], y_marks[-1], BOTTOM, TOP)
     first = series[0][2]
     return Chart(
         title=title,

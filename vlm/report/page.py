@@ -9,11 +9,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from vlm.report.analysis import TypeAnalysis
 from vlm.report.causes import CAUSES
-from vlm.report.charts import HEIGHT, WIDTH, charts
+from vlm.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, charts
 from vlm.report.gallery import Gallery, Pictures
 from vlm.report.summary import Entry, Summary
 from vlm.report.table import ResultRow
 from vlm.report.text import facts, run_facts
+from vlm.report.training import ADAPTER
 from vlm.report.wording import count, percent
 
 _HERE = Path(__file__).parent
@@ -72,8 +73,8 @@ def page(summary: Summary) -> str:
         drops=summary.drops,
         missing=summary.missing,
         causes=CAUSES,
-        width=WIDTH,
-        height=HEIGHT,
+        drawing=(WIDTH, HEIGHT),
+        plot=(LEFT, TOP, RIGHT, BOTTOM),
     )
 
 
@@ -98,9 +99,11 @@ def _figures(summary: Summary) -> list[KeyFigure]:
     figures = [_score(entry.row) for rank in (1, 2, 0) for entry in printed if entry.row.rank == rank][:3]
     figures += [_score(entry.row) for entry in printed][: 0 if figures else 3]
     for drop in summary.drops[:1]:
-        figures.append(KeyFigure(f"{-drop.points:+.2f}".replace("-", "−"), "points against the English base", "translated back"))
+        points = f"{-drop.points:+.2f}".replace("-", "−")
+        figures.append(KeyFigure(points, "points against the English base", "translated back"))
     if summary.trainings:
-        training = summary.trainings[-1]
+        named = [training for training in summary.trainings if training.name == ADAPTER]
+        training = (named or summary.trainings)[-1]
         if training.final_loss is not None:
             figures.append(KeyFigure(f"{training.final_loss:.3g}", "final loss", f"training {training.name}"))
         if training.speed:

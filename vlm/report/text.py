@@ -2,6 +2,7 @@
 
 from textwrap import wrap
 
+from vlm.report.results import Result
 from vlm.report.summary import Entry, Summary
 from vlm.report.table import ResultRow
 from vlm.report.training import Training
@@ -41,17 +42,19 @@ def run_facts(summary: Summary) -> list[tuple[str, str]]:
     began = next((training.began for training in summary.trainings if training.began is not None), None)
     date = moment(began) if began is not None else None
     results = [entry.analysis.result for entry in summary.printed]
-    datasets = {
-        f"{result.dataset_name or 'unnamed dataset'} ({result.lang}{f', split {result.split}' if result.split else ''})": 0
-        for result in results
-    }
-    prompts = {result.prompt: 0 for result in results if result.prompt}
+    datasets = {_dataset(result): None for result in results}
+    prompts = {result.prompt: None for result in results if result.prompt}
     return [
         *summary.about.facts,
         *([("began", date)] if date else []),
         *(("evaluated on", dataset) for dataset in datasets),
         *(("prompt", prompt) for prompt in prompts),
     ]
+
+
+def _dataset(result: Result) -> str:
+    split = f", split {result.split}" if result.split else ""
+    return f"{result.dataset_name or 'unnamed dataset'} ({result.lang}{split})"
 
 
 def _results(summary: Summary) -> list[str]:

@@ -1,0 +1,46 @@
+"""Small real shards and a tiny assembled model, built once a session."""
+
+from pathlib import Path
+
+import pytest
+
+from shards.build import build
+from shards.readers import ReaderOptions, find_reader
+from shards.texts import dataset_texts
+from shards.translate.config import TranslateConfig, make_engine
+from shards.translate.run import translate_dataset
+from vlm.demo.models import write_language, write_vision
+from vlm.model.assemble import assemble
+
+
+@pytest.fixture(scope="session")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 samples of easy-VQA in shards of 10."""
+    folder = tmp_path_factory.mktemp("data") / "en"
+    build(find_reader("easy-vqa"), ReaderOptions(limit=24), folder, samples_per_shard=10)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def russian(english: Path) -> Path:
+    """The same samples in Russian."""
+    folder = english.parent / "ru"
+    translate_dataset(english, folder, make_engine(TranslateConfig(memory="easy_vqa.en-ru")))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(english: Path, russian: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's tiny model, assembled with new tokens for Russian; random weights."""
+    folder = tmp_path_factory.mktemp("models")
+    write_vision(folder / "vision", 0)
+    write_language(folder / "language", dataset_texts(english), 0)
+    assemble(
+        folder / "vision",
+        folder / "language",
+        folder / "assembled",
+        template="mistral-instruct",
+        new_language_texts=dataset_texts(russian),
+        new_tokens=64,
+    )
+    return folder / "assembled"

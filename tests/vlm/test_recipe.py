@@ -1,0 +1,65 @@
+"""Recipes: bases, overrides, and one clear line for every mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from launch.recipe import PipelineRecipe, load
+from shards.errors import BadInput
+from vlm.config import RECIPES
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml")))
+def test_shipped_recipes_load(name: str) -> None:
+    assert isinstance(load(name), PipelineRecipe)
+
+
+def test_a_recipe_states_its_difference_and_survives_saving(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: demo\nadapter: {r: 4}\n")
+    recipe = load(str(path), ["optim.lr=3e-4", "cluster.kind=debug"])
+    assert (recipe.adapter.r, recipe.adapter.alpha, recipe.optim.lr) == (4, load("demo").adapter.alpha, 3e-4)
+    recipe.save(tmp_path / "saved.yaml")
+    assert load(str(tmp_path / "saved.yaml")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["adapter.rr=4"], r"command line: unknown key adapter.rr; did you mean r\?"),
+        (["optm.lr=1"], "unknown key optm; did you mean optim"),
+        (["optim.lr=fast"], "command line: optim.lr: .*fast"),
+        (["optim=3"], "optim is a section"),
+        (["optim.lr"], "is not key=value"),
+        (["adapter.method=lorra"], "adapter.method: 'lorra' is not one of"),
+        (["data.batch_size=0"], "data.batch_size.*at least 1"),
+        (["model.dtype=int4"], "model.dtype"),
+        (["cluster.kind=pbs"], "cluster.kind"),
+        (["translate.engine=magic"], "translate.engine"),
+    ],
+)
+def test_bad_keys_and_values_name_themselves(overrides: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        load("demo", overrides)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("base: mine.yaml", "no such file|stand on itself"),
+        ("[1, 2]", "mapping of sections"),
+        ("a: [", "not a YAML recipe"),
+        ("optim: {lr: {a: 1}}", "optim.lr"),
+        ("\x00", "not a YAML recipe"),
+    ],
+)
+def test_bad_files_name_themselves(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(BadInput, match=message):
+        load(str(path))
+
+
+def test_unknown_recipe_offers_the_nearest() -> None:
+    with pytest.raises(BadInput, match="did you mean demo"):
+        load("dmeo")

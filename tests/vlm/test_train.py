@@ -1,0 +1,149 @@
+"""Training through the command, with real DeepSpeed ranks: parity over ranks and ZeRO stages.
+
+Exact and elastic resume.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
+
+from shards.files import verify_manifest
+from vlm import checkpoint
+from vlm.events import read_events
+from vlm.train import losses
+
+STEPS = 6
+
+
+def _arguments(model: Path, data: Path, run: Path, *overrides: str) -> list[str]:
+    return [
+        "demo",
+        f"run={run}",
+        f"model.base={model}",
+        f"data.train={data}",
+        "data.batch_size=8",
+        # small rows: several micro-batches a step
+        "data.micro_batch_tokens=700",
+        f"optim.epochs={STEPS * 8 / 24}",
+        "optim.grad_clip=0.5",
+        "checkpoint.every=3",
+        "checkpoint.keep=0",
+        *overrides,
+    ]
+
+
+def _train(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launch.cli", "train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, russian: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks, ZeRO-2, from the first step to the last."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    done = _train(_arguments(model, russian, run))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run
+
+
+@pytest.mark.parametrize("setting", ["engine.ranks=1", "engine.deepspeed=zero3"])
+def test_ranks_and_stages_give_the_same_losses(
+    setting: str, model: Path, russian: Path, whole: Path, tmp_path: Path
+) -> None:
+    done = _train(_arguments(model, russian, tmp_path / "run", setting))
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, found = losses(whole), losses(tmp_path / "run")
+    assert list(found) == list(range(1, STEPS + 1))
+    assert max(abs(found[s] - expected[s]) for s in expected) < 1e-5
+    assert expected[STEPS] < expected[1]
+
+
+def _stop_after(whole: Path, run: Path, step: int) -> None:
+    """What a kill in the middle of a save leaves behind: `step` committed, the next one half-written."""
+    shutil.copytree(whole, run)
+    for folder in (run / "checkpoints").glob("step-*"):
+        if folder != checkpoint.step_folder(run, step):
+            (folder / "MANIFEST.json").unlink()
+
+
+def test_resume_is_exact(model: Path, russian: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _stop_after(whole, run, 3)
+    done = _train(_arguments(model, russian, run))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [e["step"] for e in read_events(run) if e["event"] == "start"] == [0, 3]
+    assert losses(run) == losses(whole)
+    state = Path("checkpoints") / f"step-{STEPS:08d}" / "optimizer" / "state.safetensors"
+    expected, found = load_file(whole / state), load_file(run / state)
+    assert expected.keys() == found.keys() and all(torch.equal(expected[n], found[n]) for n in expected)
+
+
+def test_resume_on_other_ranks_and_stage(model: Path, russian: Path, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _stop_after(whole, run, 3)
+    done = _train(_arguments(model, russian, run, "engine.ranks=1", "engine.deepspeed=zero3"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, found = losses(whole), losses(run)
+    assert max(abs(found[s] - expected[s]) for s in expected) < 1e-5
+
+
+def test_finished_training_is_not_repeated_and_other_plans_are_refused(
+    model: Path, russian: Path, whole: Path, tmp_path: Path
+) -> None:
+    before = len(read_events(whole))
+    assert _train(_arguments(model, russian, whole, "engine.ranks=1")).returncode == 0
+    assert len(read_events(whole)) == before
+    other = _train(_arguments(model, russian, whole, "seed=5"))
+    assert other.returncode == 2 and "another plan" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_checkpoints_are_sealed_and_damage_is_passed_over(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    newest = checkpoint.newest(run)
+    assert newest == checkpoint.step_folder(run, STEPS) and not verify_manifest(newest)
+    weights = newest / "adapter" / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert checkpoint.newest(run) == checkpoint.step_folder(run, 3)
+    # the adapter holds the adapter, not the frozen base
+    assert sum(p.stat().st_size for p in newest.rglob("*")) < 12 * 2**20
+
+
+def test_plain_peft_loads_the_adapter(model: Path, whole: Path) -> None:
+    base = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
+    before = base.model.multi_modal_projector.linear_1.weight.clone()
+    adapted = PeftModel.from_pretrained(base, checkpoint.step_folder(whole, STEPS) / "adapter").merge_and_unload()
+    assert not torch.equal(adapted.model.multi_modal_projector.linear_1.weight, before)
+    saved = load_file(checkpoint.step_folder(whole, STEPS) / "optimizer" / "state.safetensors")
+    projector = next(t for n, t in saved.items() if n.endswith("linear_1.modules_to_save.default.weight/param")
+                     or n.endswith("modules_to_save.default.linear_1.weight/param"))  # fmt: skip
+    assert torch.equal(adapted.model.multi_modal_projector.linear_1.weight, projector)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.train=nowhere", "nowhere"),
+        ("model.base=nowhere", "model.base: nowhere is not a model folder"),
+        ("data.max_length=66", "data.max_length"),
+        ("engine.deepspeed=zero9", "choose zero2, zero3"),
+        ("data.trian=x", "did you mean train"),
+    ],
+)
+def test_bad_input_ends_before_any_rank_starts(
+    override: str, message: str, model: Path, russian: Path, tmp_path: Path
+) -> None:
+    done = _train(_arguments(model, russian, tmp_path / "run", override))
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
