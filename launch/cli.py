@@ -105,8 +105,11 @@ def shards_verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_jso
     Example: vlm shards verify data/en-train
     """
     from launch.progress import Progress
+    from shards.info import DATASET_FILE
     from shards.verify import verify
 
+    if not (folder / DATASET_FILE).exists():
+        raise BadInput(f"{folder}: no {DATASET_FILE} there; build the dataset with `vlm shards build`")
     with Progress("samples") as progress:
         problems = verify(folder, progress.at)
     _print(

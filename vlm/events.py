@@ -36,7 +36,7 @@ def read_events(run: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         try:
             events.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return [e for e in events if isinstance(e, dict)]
 
