@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from shards.errors import BadInput
 from shards.files import read_json, sync_folder, verify_manifest, write_atomic, write_json, write_manifest
-from vlm.engine import Engine
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from vlm.engine import MOMENTS, Engine
 
 
 @dataclass(kw_only=True)
@@ -165,12 +163,7 @@ def load_parameters(model: nn.Module, folder: Path) -> None:
 def load_optimizer(engine: Engine, model: nn.Module, folder: Path, step: int) -> None:
     """Restore float32 weights and AdamW's moments after `step` optimizer steps, for any world size and ZeRO stage."""
     saved = load_file(folder / "optimizer" / "state.safetensors")
-    zero = engine.ds.optimizer
-    for partition in engine.partitions:
-        state = {key: torch.zeros_like(partition) for key in MOMENTS}
-        engine.optimizer.state[partition] = {"step": torch.tensor(float(step)), **state}
-    if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
-        zero._lazy_init_hp_params_optimizer_state()
+    engine.set_steps_done(step)
     for name, parameter in _trainable(model):
         _set(parameter, saved[f"{name}/param"], None)
         for key in MOMENTS:

@@ -91,6 +91,9 @@ def start_world(config: EngineConfig) -> World:
     return world
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
 class Engine:
     """A DeepSpeed engine that steps on the loss summed over all supervised tokens of the global batch."""
 
@@ -102,6 +105,22 @@ class Engine:
         self.ds, *_ = deepspeed.initialize(
             model=model, optimizer=self.optimizer, config=config, dist_init_required=False
         )
+
+        self._start_moments()
+
+    def _start_moments(self) -> None:
+        # AdamW would make them at its first step, and DeepSpeed links them to parameters after the first *group* has
+        # stepped, so that with several groups the later ones could never be saved
+        for partition in self.partitions:
+            moments = {key: torch.zeros_like(partition) for key in MOMENTS}
+            self.optimizer.state[partition] = {"step": torch.zeros(()), **moments}
+        if hasattr(self.ds.optimizer, "_lazy_init_hp_params_optimizer_state"):
+            self.ds.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def set_steps_done(self, steps: int) -> None:
+        """Tell AdamW how many steps its moments have seen."""
+        for partition in self.partitions:
+            self.optimizer.state[partition]["step"].fill_(steps)
 
     @property
     def partitions(self) -> list[Tensor]:
