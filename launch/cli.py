@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from launch.fence import guard
 from shards.errors import BadInput
 from vlm.stop import Requeue
 
@@ -47,7 +48,8 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script and of every rank."""
+    guard()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -57,15 +59,16 @@ def demo(
     train_base: Annotated[
         bool, typer.Option(help="Train the English base anew instead of taking the kept one.")
     ] = False,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many images of each split.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """The whole pipeline on easy-VQA, on the CPU.
 
     Example: vlm demo --out runs/demo
     """
-    from launch.demo import run_demo
+    from launch.demo import Demo, run_demo
 
-    run_demo(out, train_base, overrides or [])
+    run_demo(Demo(out, limit, tuple(overrides or [])), train_base)
 
 
 @shards_app.command("build")
@@ -351,6 +354,18 @@ def demo_base(assembled: Annotated[Path, typer.Option()], out: Out) -> None:
     from vlm.demo.base import install_kept
 
     install_kept(assembled, out)
+
+
+@app.command("demo-keep", hidden=True)
+def demo_keep(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], out: Out) -> None:
+    """Store a base trained by `vlm demo --train-base` in bfloat16 with its card.
+
+    Example: vlm demo-keep runs/demo --out vlm/demo/base
+    """
+    _quiet()
+    from vlm.demo.base import keep
+
+    keep(run_folder, out)
 
 
 def _print(data: dict[str, Any], as_json: bool, text: str) -> None:

@@ -2,195 +2,184 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
 from launch.fence import launcher
-from launch.recipe import PipelineRecipe, load
+from launch.recipe import load
 from launch.stages import Stage, StageFailed, run_stages
 from shards.errors import BadInput
-from shards.files import UNFINISHED, verify_manifest
+from shards.files import UNFINISHED, read_json, verify_manifest
 from shards.info import DATASET_FILE
 from shards.verify import verify
 
 RECIPE = "demo"
 READER = "easy-vqa"
-MARKER = "recipe.yaml"
+DEFAULT = Path("runs/demo")
+PARTS = 2
 
 
-def run_demo(out: Path, train_base: bool, overrides: Sequence[str]) -> None:
-    """Run what is missing of the demo in `out` and print the report's table."""
-    recipe = load(RECIPE, _located(RECIPE, out, overrides))
-    _claim(out)
+@dataclass(frozen=True)
+class Demo:
+    """`out`: run directory; `limit`: images of each split, None for all; `overrides`: keys of the recipe to change."""
+
+    out: Path
+    limit: int | None
+    overrides: tuple[str, ...]
+
+    @property
+    def data(self) -> Path:
+        return self.out / "data"
+
+    @property
+    def models(self) -> Path:
+        return self.out / "models"
+
+    def arguments(self, recipe: str, *more: str) -> list[str]:
+        """A demo recipe's name, its paths moved from runs/demo to `out`, the user's overrides, and `more`."""
+        found = load(recipe)
+        paths = {"run": found.run, "model.base": found.model.base, "data.train": found.data.train}
+        moved = [f"{key}={self.out / Path(path).relative_to(DEFAULT)}" for key, path in paths.items()]
+        shared = [o for o in self.overrides if recipe == RECIPE or o.startswith("engine.")]
+        return [recipe, *moved, *shared, *more]
+
+
+def run_demo(demo: Demo, train_base: bool) -> None:
+    """Run what is missing of the demo and print the report's table."""
+    recipe = load(*_split(demo.arguments(RECIPE)))
+    out = demo.out
+    if out.exists() and any(out.iterdir()) and not (out / "jobs").is_dir():
+        raise BadInput(f"output folder {out} holds something else; choose another --out")
     with launcher(out):
         try:
-            run_stages(stages(out, recipe, train_base, overrides), recipe.cluster, out / "jobs", _say)
+            run_stages(stages(demo, train_base), recipe.cluster, out / "jobs", _say)
         except StageFailed as failure:
             print(f"vlm demo: {failure}; mend the cause and start again: finished stages are kept", file=sys.stderr)
             raise typer.Exit(failure.code) from None
     _print_table(out)
 
 
-def _claim(out: Path) -> None:
-    if out.exists() and any(out.iterdir()) and not (out / "jobs").is_dir():
-        raise BadInput(f"output folder {out} holds something else; choose another --out")
-    (out / "jobs").mkdir(parents=True, exist_ok=True)
-
-
-def stages(out: Path, recipe: PipelineRecipe, train_base: bool, overrides: Sequence[str]) -> list[Stage]:
+def stages(demo: Demo, train_base: bool) -> list[Stage]:
     """The demo's stages in order."""
     return [
-        *_data_stages(out, train_base),
-        *_model_stages(out),
-        *(_base_training_stages(out, overrides) if train_base else [_kept_base_stage(out)]),
-        _train_stage("train", RECIPE, out, overrides),
-        *_evaluation_stages(out, overrides),
-        _merge_stage(out, overrides),
-        _report_stage(out),
+        *_data_stages(demo, train_base),
+        *_model_stages(demo),
+        *(_base_training_stages(demo) if train_base else [_kept_base_stage(demo)]),
+        _train_stage("train", demo.arguments(RECIPE)),
+        *_evaluation_stages(demo),
+        _merge_stage(demo),
+        # quick, and it must speak of the results as they are now
+        Stage("report", [["report", str(demo.out)]], lambda: False),
     ]
 
 
-def _data_stages(out: Path, train_base: bool) -> list[Stage]:
-    data = out / "data"
-    build = ["shards", "build", "--reader", READER]
-    english = {f"en-{split}": [*build, "--split", split] for split in ("train", "test")}
+def _data_stages(demo: Demo, train_base: bool) -> list[Stage]:
+    limit = ["--limit", str(demo.limit)] if demo.limit else []
+    build = ["shards", "build", *limit, "--reader"]
+    commands = {f"en-{split}": [*build, READER, "--split", split] for split in ("train", "test")}
     if train_base:
-        english["en-balanced"] = [*build, "--balance"]
-        english["captions"] = ["shards", "build", "--reader", f"{READER}-captions"]
-    memory = "memory=easy_vqa.en-ru"
-    russian = {f"ru-{split}": ["translate", str(data / f"en-{split}"), memory] for split in ("train", "test")}
-    return [
-        *(_dataset_stage(name, command, data) for name, command in {**english, **russian}.items()),
-    ]
+        commands |= {"en-balanced": [*build, READER, "--balance"], "captions": [*build, f"{READER}-captions"]}
+    memory = f"memory={load(RECIPE).translate.memory}"
+    commands |= {f"ru-{split}": ["translate", str(demo.data / f"en-{split}"), memory] for split in ("train", "test")}
+    return [_dataset_stage(name, command, demo.data / name) for name, command in commands.items()]
 
 
-def _dataset_stage(name: str, command: list[str], data: Path) -> Stage:
-    out = data / name
+def _dataset_stage(name: str, command: list[str], out: Path) -> Stage:
     return Stage(name, [[*command, "--out", str(out)]], lambda: (out / DATASET_FILE).exists() and not verify(out))
 
 
-def _model_stages(out: Path) -> list[Stage]:
-    models, data = out / "models", out / "data"
-    parts = Stage(
-        "models",
-        [["demo-models", "--text", str(data / "en-train"), "--out", str(models)]],
-        lambda: _whole(models / "vision") and _whole(models / "language"),
-    )
-    join = ["assemble", "--vision", str(models / "vision"), "--language", str(models / "language")]
-    tokens = ["--new-language", str(data / "ru-train"), "--new-tokens", "256"]
-    assembled = models / "assembled"
-    return [parts, Stage("assemble", [[*join, *tokens, "--out", str(assembled)]], lambda: _whole(assembled))]
-
-
-def _kept_base_stage(out: Path) -> Stage:
-    base = out / "models" / "base"
-    command = ["demo-base", "--assembled", str(out / "models" / "assembled"), "--out", str(base)]
-    return Stage("base", [command], lambda: _whole(base))
-
-
-def _base_training_stages(out: Path, overrides: Sequence[str]) -> list[Stage]:
-    models, base = out / "models", out / "base"
-    tower = ["demo-tower", "--assembled", str(models / "assembled"), "--captions", str(out / "data" / "captions")]
-    stages = [
-        Stage(
-            "base-tower",
-            [[*tower, "--run", str(base / "tower"), "--out", str(models / "tower")]],
-            lambda: _whole(models / "tower"),
-        )
-    ]
-    for step, origin, made in (("projector", "tower", "projector"), ("questions", "projector", "base")):
-        recipe, target = f"demo_{step}", models / made
-        arguments = [recipe, *_located(recipe, out, _of_base(overrides))]
-        adopt = ["demo-adopt", *arguments, "--origin", str(models / origin), "--out", str(target)]
-        stages += [
-            Stage(f"base-{step}", [["train", *arguments]], lambda target=target: _whole(target)),  # type: ignore[misc]
-            Stage(f"base-{step}-adopt", [adopt], lambda target=target: _whole(target)),  # type: ignore[misc]
-        ]
-    return stages
-
-
-def _of_base(overrides: Sequence[str]) -> list[str]:
-    """Of the demo's overrides those that every training shares: where and how it runs, not how long."""
-    return [o for o in overrides if o.split(".")[0] == "engine"]
-
-
-def _train_stage(name: str, recipe: str, out: Path, overrides: Sequence[str]) -> Stage:
-    # training itself finds out whether its last checkpoint stands, from the plan
-    def standing() -> bool:
-        from vlm.train import finished
-
-        return finished(load(recipe, _located(recipe, out, overrides)))
-
-    return Stage(name, [["train", recipe, *_located(recipe, out, overrides)]], standing)
-
-
-PARTS = 2
-
-
-def _evaluation_stages(out: Path, overrides: Sequence[str]) -> list[Stage]:
-    return [
-        _evaluation("en-base", out, overrides, ["eval.data=data/en-test"]),
-        _evaluation("ru-base", out, overrides, ["eval.data=data/ru-test"]),
-        _evaluation("ru-adapter", out, overrides, ["eval.data=data/ru-test", "eval.adapter=latest"]),
-        _evaluation(
-            "ru-adapter-back",
-            out,
-            overrides,
-            [
-                "eval.data=data/en-test",
-                "eval.protocol=backtranslate",
-                "eval.answers=ru-adapter",
-                "translate.source_lang=ru",
-                "translate.target_lang=en",
-            ],
-            parts=1,
-        ),
-    ]
-
-
-def _evaluation(name: str, out: Path, overrides: Sequence[str], settings: list[str], parts: int = PARTS) -> Stage:
-    settings = [s.replace("eval.data=data", f"eval.data={out / 'data'}") for s in settings]
-    arguments = [*_located(RECIPE, out, overrides), f"eval.name={name}", *settings]
-
-    def standing() -> bool:
-        from vlm.eval.run import standing
-
-        return standing(load(RECIPE, arguments))
-
-    commands = [["eval", RECIPE, *arguments, "--part", f"{i}/{parts}"] for i in range(parts)]
-    return Stage(f"eval-{name}", commands, standing)
-
-
-def _merge_stage(out: Path, overrides: Sequence[str]) -> Stage:
-    merged = out / "merged"
-    settings = [f"eval.data={out / 'data' / 'ru-test'}", "eval.adapter=latest"]
-    arguments = [RECIPE, *_located(RECIPE, out, overrides), *settings]
-
-    def standing() -> bool:
-        from vlm.merge import standing
-
-        return standing(load(RECIPE, arguments[1:]), merged)
-
-    return Stage("merge", [["merge", *arguments, "--out", str(merged)]], standing)
-
-
-def _report_stage(out: Path) -> Stage:
-    # quick, and it must speak of the results as they are now
-    return Stage("report", [["report", str(out)]], lambda: False)
-
-
-def _located(recipe: str, out: Path, overrides: Sequence[str]) -> list[str]:
-    """A demo recipe's paths with the demo's own folder exchanged for `out`."""
-    found = load(recipe)
-    default = Path("runs/demo")
-    paths = {"run": found.run, "model.base": found.model.base, "data.train": found.data.train}
-    return [f"{key}={out / Path(path).relative_to(default)}" for key, path in paths.items()] + list(overrides)
+def _model_stage(name: str, command: list[str], *outs: Path) -> Stage:
+    return Stage(name, [command], lambda: all(map(_whole, outs)))
 
 
 def _whole(folder: Path) -> bool:
     return (folder / "MANIFEST.json").exists() and not (folder / UNFINISHED).exists() and not verify_manifest(folder)
+
+
+def _model_stages(demo: Demo) -> list[Stage]:
+    models, data = demo.models, demo.data
+    parts = ["demo-models", "--text", str(data / "en-train"), "--out", str(models)]
+    join = ["assemble", "--vision", str(models / "vision"), "--language", str(models / "language")]
+    tokens = ["--new-language", str(data / "ru-train"), "--new-tokens", "256"]
+    return [
+        _model_stage("models", parts, models / "vision", models / "language"),
+        _model_stage("assemble", [*join, *tokens, "--out", str(models / "assembled")], models / "assembled"),
+    ]
+
+
+def _kept_base_stage(demo: Demo) -> Stage:
+    base = demo.models / "base"
+    command = ["demo-base", "--assembled", str(demo.models / "assembled"), "--out", str(base)]
+    return _model_stage("base", command, base)
+
+
+def _base_training_stages(demo: Demo) -> list[Stage]:
+    models = demo.models
+    tower = ["demo-tower", "--assembled", str(models / "assembled"), "--captions", str(demo.data / "captions")]
+    folders = ["--run", str(demo.out / "base" / "tower"), "--out", str(models / "tower")]
+    made = [_model_stage("base-tower", [*tower, *folders], models / "tower")]
+    for step, origin, out in (("projector", "tower", "projector"), ("questions", "projector", "base")):
+        arguments = demo.arguments(f"demo_{step}")
+        adopt = ["demo-adopt", *arguments, "--origin", str(models / origin), "--out", str(models / out)]
+        made += [
+            _train_stage(f"base-{step}", arguments),
+            _model_stage(f"base-{step}-adopt", adopt, models / out),
+        ]
+    return made
+
+
+def _train_stage(name: str, arguments: list[str]) -> Stage:
+    def standing() -> bool:
+        from vlm.train import finished
+
+        return finished(load(*_split(arguments)))
+
+    return Stage(name, [["train", *arguments]], standing)
+
+
+def _evaluation_stages(demo: Demo) -> list[Stage]:
+    english, russian = (f"eval.data={demo.data / name}" for name in ("en-test", "ru-test"))
+    back = [
+        "eval.protocol=backtranslate",
+        "eval.answers=ru-adapter",
+        "translate.source_lang=ru",
+        "translate.target_lang=en",
+    ]
+    return [
+        _evaluation(demo, "en-base", [english]),
+        _evaluation(demo, "ru-base", [russian]),
+        _evaluation(demo, "ru-adapter", [russian, "eval.adapter=latest"]),
+        _evaluation(demo, "ru-adapter-back", [english, *back], parts=1),
+    ]
+
+
+def _evaluation(demo: Demo, name: str, settings: list[str], parts: int = PARTS) -> Stage:
+    arguments = demo.arguments(RECIPE, f"eval.name={name}", *settings)
+
+    def standing() -> bool:
+        from vlm.eval.run import standing
+
+        return standing(load(*_split(arguments)))
+
+    return Stage(f"eval-{name}", [["eval", *arguments, "--part", f"{i}/{parts}"] for i in range(parts)], standing)
+
+
+def _merge_stage(demo: Demo) -> Stage:
+    merged = demo.out / "merged"
+    arguments = demo.arguments(RECIPE, f"eval.data={demo.data / 'ru-test'}", "eval.adapter=latest")
+
+    def standing() -> bool:
+        from vlm.merge import standing
+
+        return standing(load(*_split(arguments)), merged)
+
+    return Stage("merge", [["merge", *arguments, "--out", str(merged)]], standing)
+
+
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    return arguments[0], arguments[1:]
 
 
 def _say(line: str) -> None:
@@ -198,8 +187,6 @@ def _say(line: str) -> None:
 
 
 def _print_table(out: Path) -> None:
-    from shards.files import read_json
-
     rows = read_json(out / "benchmark_results.json")["results"]
     print(f"\n{'model':10}{'language':10}{'protocol':16}{'n':>7}{'score':>9}")
     for row in rows:

@@ -4,10 +4,13 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from shards.files import write_atomic
+
+LONGEST_LINE = 64 * 1024
 
 
 class Events:
@@ -29,16 +32,30 @@ class Events:
 
 def read_events(run: Path) -> list[dict[str, Any]]:
     """All whole events of a run; a torn last line (a killed writer) is left out."""
+    return list(iterate_events(run))
+
+
+def iterate_events(run: Path, last_bytes: int | None = None) -> Iterator[dict[str, Any]]:
+    """Whole events one after the other, of a file longer than `last_bytes` only those in its end.
+
+    Torn, garbage and overlong lines are left out: a hostile file costs at most `last_bytes` of memory.
+    """
     path = run / "events.jsonl"
-    if not path.exists():
-        return []
-    events = []
-    for line in path.read_bytes().splitlines():
-        try:
-            events.append(json.loads(line))
-        except (ValueError, RecursionError):
-            continue
-    return [e for e in events if isinstance(e, dict)]
+    if not path.is_file():
+        return
+    with open(path, "rb") as handle:
+        if last_bytes is not None and handle.seek(0, os.SEEK_END) > last_bytes:
+            handle.seek(-last_bytes, os.SEEK_END)
+            handle.readline()
+        else:
+            handle.seek(0)
+        while line := handle.readline(LONGEST_LINE):
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict):
+                yield event
 
 
 class Heartbeat:

@@ -62,6 +62,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     taken.mkdir()
     (taken / "thesis.tex").write_text("mine")
     out = tmp_path / "out"
+    assemble = ["assemble", "--vision", str(taken), "--language", str(taken), "--out", str(out)]
     cases = [
         (["shards", "build", "--reader", "jsonl", "--input", str(lines), "--out", str(out)], "same key 'same'"),
         (["shards", "build", "--reader", "easy-vqa", "--limit", "1", "--out", str(taken)], "holds something else"),
@@ -73,8 +74,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (["translate", str(tmp_path / "none"), "--out", str(out), "memry=x"], "did you mean memory"),
         (["demo", "--out", str(taken)], "holds something else"),
         (["demo", "--out", str(out), "optim.lrr=1"], "did you mean lr"),
-        (["assemble", "--vision", str(taken), "--language", str(taken), "--out", str(out)], "no config.json"),
-        (["assemble", "--vision", str(taken), "--language", str(taken), "--out", str(out), "--new-tokens", "3"], "together"),
+        (assemble, "no config.json"),
+        ([*assemble, "--new-tokens", "3"], "together"),
         (["train", "demo", f"run={out}", "data.train=nowhere"], "model.base"),
         (["eval", "demo", f"run={out}"], "eval.data: empty"),
         (["score", "exactly", str(lines), "--truth", str(out)], "choose exact"),

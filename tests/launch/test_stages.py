@@ -33,9 +33,7 @@ def test_stages_run_side_by_side_and_are_skipped_when_they_stand(kind: str, tmp_
     assert said == ["[1/1] data: stands, skipped"]
 
 
-def test_a_failing_stage_ends_the_run_with_its_code_and_log(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_stage_ends_the_run_with_its_code_and_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     bad = Stage("bad", [["shards", "verify", str(tmp_path / "nothing")]], lambda: False)
     never = Stage("never", [["shards", "verify", str(tmp_path)]], lambda: pytest.fail("ran on"))
     with pytest.raises(StageFailed) as failure:

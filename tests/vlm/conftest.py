@@ -1,5 +1,9 @@
 """Small real shards and a tiny assembled model, built once a session."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -44,3 +48,14 @@ def model(english: Path, russian: Path, tmp_path_factory: pytest.TempPathFactory
         new_tokens=64,
     )
     return folder / "assembled"
+
+
+@pytest.fixture(scope="session")
+def run_train() -> Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]:
+    """`vlm train ARGUMENTS` as a user starts it, in processes of its own."""
+
+    def run(arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "launch.cli", "train", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+
+    return run

@@ -12,8 +12,8 @@ from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from shards.sample import ImagePart, Message, Sample, Text
 from vlm.data.documents import IGNORE, Tokeniser
-from vlm.data.loader import DataConfig, Source
 from vlm.data.images import Pixels
+from vlm.data.loader import DataConfig, Source
 from vlm.data.template import TEMPLATES, load_template
 from vlm.model.assemble import Assembly
 from vlm.model.load import load_tokenizer
@@ -81,7 +81,7 @@ def test_exactly_the_answers_are_supervised(model: Path, russian: Path, turns: s
 def test_separate_turns_need_one_leading_image(model: Path) -> None:
     tokeniser = Tokeniser(load_tokenizer(model), TEMPLATES["mistral-instruct"], 64, "separate")
     text_only = Sample("k", "k", "s", "en", (Message("user", (Text("a"),)), Message("assistant", (Text("b"),))))
-    with pytest.raises(BadInput, match="sample k.*open with one image"):
+    with pytest.raises(BadInput, match=r"sample k.*open with one image"):
         tokeniser.document(text_only)
 
 
@@ -94,7 +94,7 @@ def test_template_without_supervised_token_is_refused(model: Path, english: Path
         Source(config, tokeniser, Pixels.of(model), 0)
     # the same fault by truncation
     short = Tokeniser(load_tokenizer(model), TEMPLATES["mistral-instruct"], 64, max_length=70)
-    with pytest.raises(BadInput, match="data.max_length"):
+    with pytest.raises(BadInput, match=r"data\.max_length"):
         Source(DataConfig(train=str(english), max_length=70), short, Pixels.of(model), 0)
     with pytest.raises(BadInput, match="cuts through an image"):
         Tokeniser(load_tokenizer(model), TEMPLATES["mistral-instruct"], 64, max_length=30).document(
@@ -102,7 +102,10 @@ def test_template_without_supervised_token_is_refused(model: Path, english: Path
         )
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{name: x}", "a: [", "{name: x, start: '', system: s, user: u, assistant: a, answer: b}"])
+UNFILLED = "{name: x, start: '', system: s, user: u, assistant: a, answer: b}"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{name: x}", "a: [", UNFILLED])
 def test_rubbish_template_file_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "t.yaml"
     path.write_text(content)

@@ -87,7 +87,8 @@ def test_incomplete_or_doubled_parts_are_refused(model: Path, russian: Path, tmp
     part = folder / "parts" / "part-00001-of-00002.jsonl"
     lines = part.read_text().splitlines(keepends=True)
     part.write_text("".join(lines[:-1]))
-    with pytest.raises(BadInput, match=f"1 of .* questions have no answer yet, first {json.loads(lines[-1])['question_id']}"):
+    missing = json.loads(lines[-1])["question_id"]
+    with pytest.raises(BadInput, match=f"1 of .* questions have no answer yet, first {missing}"):
         evaluate(recipe, Part(0, 2))
     part.write_text("".join(lines) + lines[0])
     with pytest.raises(BadInput, match="answered twice"):
@@ -121,9 +122,7 @@ def test_backtranslation_scores_in_the_source_language(
     assert (back.lang, back.protocol, back.untranslated) == ("en", "backtranslate", 1)
     assert {r.prediction for r in read_rows(tmp_path / "eval" / "back" / "predictions.jsonl")} >= {"yes", "no"}
     with pytest.raises(BadInput, match=r"eval.answers: .*nothing has no result.json"):
-        evaluate(
-            _recipe(model, english, tmp_path, "eval.protocol=backtranslate", "eval.answers=nothing"), Part(0, 1)
-        )
+        evaluate(_recipe(model, english, tmp_path, "eval.protocol=backtranslate", "eval.answers=nothing"), Part(0, 1))
 
 
 def test_exact_match_ignores_case_spaces_and_one_period() -> None:

@@ -3,10 +3,9 @@
 Exact and elastic resume.
 """
 
-import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -40,25 +39,23 @@ def _arguments(model: Path, data: Path, run: Path, *overrides: str) -> list[str]
     ]
 
 
-def _train(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launch.cli", "train", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+Train = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, russian: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(run_train: Train, model: Path, russian: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks, ZeRO-2, from the first step to the last."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    done = _train(_arguments(model, russian, run))
+    done = run_train(_arguments(model, russian, run))
     assert done.returncode == 0, done.stderr[-3000:]
     return run
 
 
 @pytest.mark.parametrize("setting", ["engine.ranks=1", "engine.deepspeed=zero3"])
 def test_ranks_and_stages_give_the_same_losses(
-    setting: str, model: Path, russian: Path, whole: Path, tmp_path: Path
+    run_train: Train, setting: str, model: Path, russian: Path, whole: Path, tmp_path: Path
 ) -> None:
-    done = _train(_arguments(model, russian, tmp_path / "run", setting))
+    done = run_train(_arguments(model, russian, tmp_path / "run", setting))
     assert done.returncode == 0, done.stderr[-3000:]
     expected, found = losses(whole), losses(tmp_path / "run")
     assert list(found) == list(range(1, STEPS + 1))
@@ -74,10 +71,10 @@ def _stop_after(whole: Path, run: Path, step: int) -> None:
             (folder / "MANIFEST.json").unlink()
 
 
-def test_resume_is_exact(model: Path, russian: Path, whole: Path, tmp_path: Path) -> None:
+def test_resume_is_exact(run_train: Train, model: Path, russian: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     _stop_after(whole, run, 3)
-    done = _train(_arguments(model, russian, run))
+    done = run_train(_arguments(model, russian, run))
     assert done.returncode == 0, done.stderr[-3000:]
     assert [e["step"] for e in read_events(run) if e["event"] == "start"] == [0, 3]
     assert losses(run) == losses(whole)
@@ -86,22 +83,24 @@ def test_resume_is_exact(model: Path, russian: Path, whole: Path, tmp_path: Path
     assert expected.keys() == found.keys() and all(torch.equal(expected[n], found[n]) for n in expected)
 
 
-def test_resume_on_other_ranks_and_stage(model: Path, russian: Path, whole: Path, tmp_path: Path) -> None:
+def test_resume_on_other_ranks_and_stage(
+    run_train: Train, model: Path, russian: Path, whole: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     _stop_after(whole, run, 3)
-    done = _train(_arguments(model, russian, run, "engine.ranks=1", "engine.deepspeed=zero3"))
+    done = run_train(_arguments(model, russian, run, "engine.ranks=1", "engine.deepspeed=zero3"))
     assert done.returncode == 0, done.stderr[-3000:]
     expected, found = losses(whole), losses(run)
     assert max(abs(found[s] - expected[s]) for s in expected) < 1e-5
 
 
 def test_finished_training_is_not_repeated_and_other_plans_are_refused(
-    model: Path, russian: Path, whole: Path, tmp_path: Path
+    run_train: Train, model: Path, russian: Path, whole: Path
 ) -> None:
     before = len(read_events(whole))
-    assert _train(_arguments(model, russian, whole, "engine.ranks=1")).returncode == 0
+    assert run_train(_arguments(model, russian, whole, "engine.ranks=1")).returncode == 0
     assert len(read_events(whole)) == before
-    other = _train(_arguments(model, russian, whole, "seed=5"))
+    other = run_train(_arguments(model, russian, whole, "seed=5"))
     assert other.returncode == 2 and "another plan" in other.stderr and "Traceback" not in other.stderr
 
 
@@ -141,9 +140,9 @@ def test_plain_peft_loads_the_adapter(model: Path, whole: Path) -> None:
     ],
 )
 def test_bad_input_ends_before_any_rank_starts(
-    override: str, message: str, model: Path, russian: Path, tmp_path: Path
+    run_train: Train, override: str, message: str, model: Path, russian: Path, tmp_path: Path
 ) -> None:
-    done = _train(_arguments(model, russian, tmp_path / "run", override))
+    done = run_train(_arguments(model, russian, tmp_path / "run", override))
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()

@@ -33,7 +33,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.epochs <= 0 or self.total < 1:
             raise BadInput(
-                f"data.batch_size={self.batch_size}, optim.epochs={self.epochs}: both must be above 0, and the set not empty"
+                f"data.batch_size={self.batch_size}, optim.epochs={self.epochs}: both must be above 0, no set empty"
             )
 
     @property

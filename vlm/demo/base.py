@@ -1,21 +1,20 @@
 """The English base that stands in for "LLaVA 1.5, pretrained": made by three trainings, kept in `vlm/demo/base`."""
 
-import json
 import math
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration
+import yaml
 
 from shards.errors import BadInput
-from shards.files import sealed_output, verify_manifest
+from shards.files import read_json, sealed_output, verify_manifest
 from vlm import checkpoint
 from vlm.config import Recipe
 from vlm.data.images import Pixels
 from vlm.demo.contrastive import Settings, train_tower
-from vlm.events import Events
+from vlm.events import Events, read_events
 from vlm.model.export import apply_checkpoint, write_model
 from vlm.model.load import load_model, load_tokenizer
 
@@ -51,7 +50,7 @@ def install_kept(assembled: Path, out: Path) -> None:
     if problems:
         raise BadInput(f"{KEPT}: damaged: {problems[0]}; make it anew with `vlm demo --train-base`")
     for name in SHAPE_FILES:
-        if _comparable(KEPT / name) != _comparable(assembled / name):
+        if _comparable(read_json(KEPT / name)) != _comparable(read_json(assembled / name)):
             raise BadInput(
                 f"{KEPT / name}: differs from {assembled / name}; make the base anew with `vlm demo --train-base`"
             )
@@ -61,31 +60,68 @@ def install_kept(assembled: Path, out: Path) -> None:
                 shutil.copyfile(path, out / path.name)
 
 
-def _comparable(path: Path) -> object:
-    content = json.loads(path.read_text("utf-8"))
-    # weights are compared by the manifest; a kept base is stored in 16 bits
-    return {
-        k: v
-        for k, v in content.items()
-        if k
-        not in ("dtype", "vision_digest", "language_digest", "text_config", "vision_config", "transformers_version")
-    }
+def _comparable(content: Any) -> Any:
+    """JSON without what may differ between equal models: precision, library version.
+
+    Digests of discarded first weights.
+    """
+    if not isinstance(content, dict):
+        return content
+    ignored = ("dtype", "transformers_version", "vision_digest", "language_digest")
+    return {key: _comparable(value) for key, value in content.items() if key not in ignored}
 
 
-def keep(trained: Path, out: Path, card: str) -> None:
-    """Store a trained base in bfloat16, rounded once; `card` holds seed, log and scores."""
-    model: LlavaForConditionalGeneration = load_model(trained, "float32", packed=False).to(torch.bfloat16)
-    write_model(model, trained, out, card)
+def keep(run: Path, out: Path) -> None:
+    """Store the base that `vlm demo --train-base` left in `run`: rounded once to bfloat16.
+
+    Its card telling how it was made.
+    """
+    trained = run / "models" / "base"
+    problems = verify_manifest(trained)
+    if problems:
+        raise BadInput(f"{trained}: {problems[0]}; make it with `vlm demo --train-base`")
+    model = load_model(trained, "float32", packed=False).to(torch.bfloat16)
+    write_model(model, trained, out, _card(run))
 
 
-def sparkline(values: list[float], width: int = 60) -> str:
-    """A loss curve in one line of text, for the card."""
+def _card(run: Path) -> str:
+    score = read_json(run / "eval" / "en-base" / "result.json")
+    made = read_json(run / "base" / "questions" / "run.json")
+    lines = [
+        "# The English base of the demo",
+        "",
+        "A tiny LLaVA trained on easy-VQA alone; it stands in for a pretrained one. Made by",
+        "`vlm demo --train-base` and `vlm demo-keep`, weights rounded to bfloat16 once.",
+        "Licence: Apache-2.0. Data: easy-VQA (MIT).",
+        "",
+        f"Before rounding: {score['score']:.4f} on {score['n']} English test questions ({score['scorer']}).",
+        "",
+        *(f"- {kind}: {value['score']:.4f} of {value['n']}" for kind, value in score["by_type"].items()),
+        "",
+        f"Seed {_seed(run)}; versions {made['versions']}; device {made['device']}.",
+        "",
+        "| step | updates or epochs | first loss | last loss | minutes | loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for step in ("tower", "projector", "questions"):
+        events = [e for e in read_events(run / "base" / step) if e["event"] == "step"]
+        losses = list({e["step"]: e["loss"] for e in events}.values())
+        minutes = (events[-1]["time"] - events[0]["time"]) / 60
+        row = [step, len(losses), f"{losses[0]:.3f}", f"{losses[-1]:.3f}", f"{minutes:.0f}", f"`{sparkline(losses)}`"]
+        lines.append("| " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _seed(run: Path) -> int:
+    """The seed of the base's last training."""
+    return int(yaml.safe_load((run / "base" / "questions" / "recipe.yaml").read_text("utf-8"))["seed"])
+
+
+def sparkline(values: list[float], width: int = 40) -> str:
+    """A curve in one line of text: means of `width` stretches."""
     marks = "▁▂▃▄▅▆▇█"
     step = max(1, math.ceil(len(values) / width))
     means = [sum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)]
     low, high = min(means), max(means)
     scale = (len(marks) - 1) / (high - low) if high > low else 0
     return "".join(marks[round((m - low) * scale)] for m in means)
-
-
-Progress = Callable[[str], None]

@@ -37,6 +37,7 @@ class Result:
     dataset: dict[str, str]
     by_type: dict[str, dict[str, float]]
     untranslated: int = 0
+    answers: str | None = None
 
 
 def evaluate(recipe: Recipe, part: Part, progress: Callable[[int, int], None] | None = None) -> Result | None:
@@ -62,11 +63,18 @@ def evaluate(recipe: Recipe, part: Part, progress: Callable[[int, int], None] | 
 
 
 def standing(recipe: Recipe) -> bool:
-    """Whether the evaluation's result is there and belongs to the predictions beside it."""
+    """Whether the evaluation's result is there, whole, and made with just this recipe."""
     folder = Path(recipe.run) / "eval" / recipe.eval.name
     if not (folder / "result.json").exists() or not (folder / "predictions.jsonl").exists():
         return False
-    return bool(read_json(folder / "result.json").get("predictions") == sha256_file(folder / "predictions.jsonl"))
+    result = read_json(folder / "result.json")
+    if result.get("predictions") != sha256_file(folder / "predictions.jsonl"):
+        return False
+    if recipe.eval.protocol == "backtranslate":
+        direct = folder.parent / recipe.eval.answers / "predictions.jsonl"
+        return direct.exists() and result.get("answers") == sha256_file(direct)
+    wanted = _settings(recipe, _dataset(recipe), adapter_folder(recipe))
+    return bool(read_json(folder / "settings.json") == wanted)
 
 
 def adapter_folder(recipe: Recipe) -> Path | None:
@@ -204,7 +212,8 @@ def _backtranslate(recipe: Recipe, folder: Path, dataset: ShardDataset) -> Resul
     ]
     folder.mkdir(parents=True, exist_ok=True)
     missing = sum(back[r.prediction] is None for r in rows)
-    return _score(recipe, folder, translated, dataset, before["model"], {"untranslated": missing})
+    extra = {"untranslated": missing, "answers": sha256_file(direct / "predictions.jsonl")}
+    return _score(recipe, folder, translated, dataset, before["model"], extra)
 
 
 def _score(

@@ -1,0 +1,34 @@
+"""Figures and foreign text as people read them."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "12 s", "3 min", "2 h 05 min" or "4 d 03 h"."""
+    whole = max(0, round(seconds))
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min"
+    hours = whole // 3600
+    if hours < 48:
+        return f"{hours} h {whole % 3600 // 60:02d} min"
+    return f"{hours // 24} d {hours % 24:02d} h"
+
+
+def size(count: float) -> str:
+    """Bytes as "12 B", "3.4 MiB" and so on."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def plain(text: str, limit: int = 200) -> str:
+    """`text` in one line of at most `limit` characters, without what would steer a terminal."""
+    line = "".join(c if c.isprintable() else "\ufffd" for c in text[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def utf8(path: str) -> str:
+    """A file name as text that UTF-8 can hold: names on disk need not be, labels and JSON must."""
+    return path.encode("utf-8", "backslashreplace").decode()
