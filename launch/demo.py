@@ -120,7 +120,8 @@ def _base_training_stages(demo: Demo) -> list[Stage]:
     tower = ["demo-tower", "--assembled", str(models / "assembled"), "--captions", str(demo.data / "captions")]
     folders = ["--run", str(demo.out / "base" / "tower"), "--out", str(models / "tower")]
     made = [_model_stage("base-tower", [*tower, *folders], models / "tower")]
-    for step, origin, out in (("projector", "tower", "projector"), ("questions", "projector", "base")):
+    chain = ("tower", "projector", "questions", "base")
+    for step, origin, out in zip(("projector", "questions", "balanced"), chain[:-1], chain[1:], strict=True):
         arguments = demo.arguments(f"demo_{step}")
         adopt = ["demo-adopt", *arguments, "--origin", str(models / origin), "--out", str(models / out)]
         made += [

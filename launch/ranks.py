@@ -1,9 +1,17 @@
 """Start the ranks of a training on this machine when no launcher did."""
 
+import ctypes
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from types import FrameType
+
+from vlm.stop import SIGNALS
+
+_PR_SET_PDEATHSIG = 1
 
 
 def in_world() -> bool:
@@ -12,11 +20,55 @@ def in_world() -> bool:
 
 
 def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
-    """Run `vlm ARGUMENTS` in `ranks` processes under torchrun; returns the first failing rank's exit code, or 0.
+    """Run `vlm ARGUMENTS` in `ranks` processes, with torchrun's variables; returns the first failing rank's code, or 0.
 
-    A rank that dies takes the others with it.
+    A rank that fails takes the others with it, and so does the death of this process. Stop signals reach every rank.
     """
-    # DeepSpeed's ranks compile their CPU helper one after the other: torchrun must not see that as a hang
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    return subprocess.run([*command, "-m", "launch.cli", *arguments], env=environment).returncode
+    command = [sys.executable, "-m", "launch.cli", *arguments]
+    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    processes = [
+        subprocess.Popen(
+            command,
+            # ranks share the cores: threads that spin for each other would burn them
+            env={"OMP_WAIT_POLICY": "passive", **os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            preexec_fn=_die_with_parent,
+        )
+        for rank in range(ranks)
+    ]
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            process.send_signal(number)
+
+    for number in SIGNALS:
+        signal.signal(number, forward)
+    try:
+        return _wait(processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def _wait(processes: Sequence["subprocess.Popen[bytes]"]) -> int:
+    """Until all ranks ended well or one failed. A stop ends every rank with the same code, a moment apart."""
+    left = {process.pid: process for process in processes}
+    while left:
+        pid, status = os.waitpid(-1, 0)
+        process = left.pop(pid, None)
+        if process is None:
+            continue
+        code = process.returncode = os.waitstatus_to_exitcode(status)
+        if code:
+            return code if code > 0 else 1
+    return 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

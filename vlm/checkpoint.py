@@ -37,6 +37,7 @@ class State:
 
     step: int
     plan: str
+    base: str
     seed: int
     supervised_tokens: int
 

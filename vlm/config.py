@@ -106,7 +106,7 @@ def _find(name: str) -> Path:
     if path.is_file():
         return path.resolve()
     known = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-    raise BadInput(f"recipe {name}: no such file; give a path or one of {', '.join(known)}{_nearest(name, known)}")
+    raise BadInput(f"recipe {name}: no such file; give a path or a known name{_nearest(name, known)}")
 
 
 def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Train a recipe: the whole run as named steps."""
 
+import json
 import os
 import platform
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from shards.files import write_json
 from vlm import checkpoint
+from vlm.checkpoint import State
 from vlm.config import Recipe
 from vlm.data.documents import Tokeniser
 from vlm.data.images import Pixels
@@ -24,9 +27,9 @@ from vlm.data.loader import Loader, Source, Step
 from vlm.data.plan import Plan
 from vlm.data.template import load_template
 from vlm.engine import Engine, all_reduce_sum, deepspeed_config, start_world
-from vlm.events import Events, Heartbeat
+from vlm.events import Events, Heartbeat, read_events
 from vlm.model.adapter import trainable
-from vlm.model.assemble import Assembly
+from vlm.model.assemble import Assembly, weights_digest
 from vlm.model.attention import choose_backend
 from vlm.model.load import DTYPES, load_model, load_tokenizer, model_folder, sliding_window
 from vlm.model.packed import PackedLlava
@@ -43,32 +46,33 @@ def train(recipe: Recipe) -> Path:
     Every rank calls this. Raises BadInput before a process group is joined where the recipe cannot work, and
     Requeue after a checkpoint when a signal asked for the end.
     """
+    stopping = StopRequest()
     folder = model_folder(recipe.model)
     source = _source(recipe, folder)
     plan = _plan(recipe, source.dataset)
-    steps = _steps(recipe, plan)
     run = Path(recipe.run)
-    done = _finished(run, plan, steps)
-    if done:
-        return done
+    resumed = checkpoint.newest(run)
+    state = _resume_state(resumed, plan, recipe)
+    if resumed and state.step == _steps(recipe, plan):
+        return resumed
 
     world = start_world(recipe.engine)
     events = _open_run(recipe, run, world)
     model = _build(recipe, folder, source.pixels)
-    resumed = checkpoint.newest(run)
-    start = _resume_state(resumed, plan)
     if resumed:
         checkpoint.load_parameters(model, resumed)
     config = deepspeed_config(recipe.engine, recipe.optim, recipe.model.dtype, world.size)
     engine = Engine(model, config, recipe.optim)
     backend = choose_backend(recipe.model.attention, engine.device, DTYPES[recipe.model.dtype])
     if resumed:
-        checkpoint.load_optimizer(engine, model, resumed, start)
+        checkpoint.load_optimizer(engine, model, resumed, state.step)
+    steps = _steps(recipe, plan)
     events.write(
-        "start", step=start, steps=steps, ranks=world.size, attention=backend, samples=plan.total, plan=plan.digest
+        "start", step=state.step, steps=steps, ranks=world.size, attention=backend, samples=plan.total, plan=plan.digest
     )
     loader = Loader(source, plan, world.rank, world.size, sliding_window(folder))
-    last = _loop(recipe, engine, model, loader, plan, start, steps, events, Heartbeat(run, world.rank))
+    training = _Training(recipe, engine, model, plan, steps, events, Heartbeat(run, world.rank), stopping)
+    last = training.loop(loader, state)
     events.write("end", step=steps)
     dist.barrier()
     return last
@@ -77,15 +81,15 @@ def train(recipe: Recipe) -> Path:
 def check(recipe: Recipe) -> None:
     """Raise BadInput where `train` would, without joining a process group."""
     source = _source(recipe, model_folder(recipe.model))
-    _resume_state(checkpoint.newest(Path(recipe.run)), _plan(recipe, source.dataset))
+    _resume_state(checkpoint.newest(Path(recipe.run)), _plan(recipe, source.dataset), recipe)
     deepspeed_config(recipe.engine, recipe.optim, recipe.model.dtype, recipe.engine.ranks)
 
 
 def finished(recipe: Recipe) -> bool:
-    """Whether the run's newest checkpoint is the last step of just this recipe's plan."""
-    dataset = ShardDataset.open(Path(recipe.data.train))
-    plan = _plan(recipe, dataset)
-    return _finished(Path(recipe.run), plan, _steps(recipe, plan)) is not None
+    """Whether the run's newest checkpoint is the last step of just this recipe."""
+    plan = _plan(recipe, ShardDataset.open(Path(recipe.data.train)))
+    folder = checkpoint.newest(Path(recipe.run))
+    return folder is not None and _resume_state(folder, plan, recipe).step == _steps(recipe, plan)
 
 
 def _source(recipe: Recipe, folder: Path) -> Source:
@@ -104,20 +108,15 @@ def _steps(recipe: Recipe, plan: Plan) -> int:
 
 
 def _plan(recipe: Recipe, dataset: ShardDataset) -> Plan:
+    data = recipe.data
     return Plan(
         shard_sizes=tuple(dataset.shard_sizes),
-        batch_size=recipe.data.batch_size,
+        batch_size=data.batch_size,
         epochs=recipe.optim.epochs,
         seed=recipe.seed,
-        window=recipe.data.window,
-        data_digest=dataset.digest,
+        window=data.window,
+        data_digest=json.dumps([dataset.digest, data.template, data.turns, data.max_length]),
     )
-
-
-def _finished(run: Path, plan: Plan, steps: int) -> Path | None:
-    folder = checkpoint.newest(run)
-    state = checkpoint.read_state(folder) if folder else None
-    return folder if state and state.step == steps and state.plan == plan.digest else None
 
 
 def _open_run(recipe: Recipe, run: Path, world: World) -> Events:
@@ -149,87 +148,87 @@ def _build(recipe: Recipe, folder: Path, pixels: Pixels) -> PackedLlava:
     return PackedLlava(trainable(llava, recipe.adapter, Assembly.read(folder)), pixels)
 
 
-def _resume_state(folder: Path | None, plan: Plan) -> int:
-    """Steps done by a checkpoint; BadInput unless it was trained with this plan."""
+def _resume_state(folder: Path | None, plan: Plan, recipe: Recipe) -> State:
+    """What a checkpoint has done; BadInput unless it was trained with this plan on this base."""
+    base = weights_digest(Path(recipe.model.base))
     if folder is None:
-        return 0
+        return State(step=0, plan=plan.digest, base=base, seed=recipe.seed, supervised_tokens=0)
     state = checkpoint.read_state(folder)
     if state.plan != plan.digest:
-        raise BadInput(
-            f"{folder}: was trained with another plan (data, seed, batch size or epochs); use another run directory"
-        )
-    return state.step
+        what = "another plan (data, template, turns, seed, batch size or epochs)"
+    elif state.base != base:
+        what = "another model.base"
+    else:
+        return state
+    raise BadInput(f"{folder}: was trained with {what}; use another run directory or remove its checkpoints")
 
 
-def _loop(
-    recipe: Recipe,
-    engine: Engine,
-    model: PackedLlava,
-    loader: Loader,
-    plan: Plan,
-    start: int,
-    steps: int,
-    events: Events,
-    heartbeat: Heartbeat,
-) -> Path:
-    seen = 0
-    folder = checkpoint.step_folder(Path(recipe.run), start)
-    stopping = StopRequest()
-    waiting = time.perf_counter()
-    for step in loader.steps(start, steps):
-        waited = time.perf_counter() - waiting
+@dataclass
+class _Training:
+    recipe: Recipe
+    engine: Engine
+    model: PackedLlava
+    plan: Plan
+    steps: int
+    events: Events
+    heartbeat: Heartbeat
+    stopping: StopRequest
+
+    def loop(self, loader: Loader, state: State) -> Path:
+        """Steps from `state` on; returns the last checkpoint's folder."""
+        folder = Path()
+        waiting = time.perf_counter()
+        for step in loader.steps(state.step, self.steps):
+            waited = time.perf_counter() - waiting
+            measured = self.step(step)
+            seconds = time.perf_counter() - waiting
+            state = replace(state, step=step.index + 1, supervised_tokens=state.supervised_tokens + step.supervised)
+            self.report(step, measured, seconds, waited)
+            stop = self.stopping.agreed()
+            if stop or state.step == self.steps or state.step % self.recipe.checkpoint.every == 0:
+                run, keep = Path(self.recipe.run), self.recipe.checkpoint.keep
+                folder = checkpoint.save(self.engine, self.model, run, state, keep)
+                self.events.write("checkpoint", step=state.step, folder=folder.name)
+            if stop and state.step < self.steps:
+                self.events.write("stop", step=state.step)
+                raise Requeue
+            waiting = time.perf_counter()
+        return folder
+
+    def step(self, step: Step) -> dict[str, float]:
+        """One optimizer step. `loss` is per supervised token of the global batch."""
         # dropout depends on seed, step and rank alone, so a resumed run draws the same numbers
-        torch.manual_seed(hash((recipe.seed, step.index, dist.get_rank())))
-        rate = set_learning_rate(engine.optimizer, recipe.optim, step.index, plan.steps)
-        loss, norm = run_step(engine, model, step)
-        seconds = time.perf_counter() - waiting
-        seen += step.supervised
-        events.write(
+        torch.manual_seed(hash((self.recipe.seed, step.index, dist.get_rank())))
+        rate = set_learning_rate(self.engine.optimizer, self.recipe.optim, step.index, self.plan.steps)
+        total = 0.0
+        for i, micro_batch in enumerate(step.micro_batches):
+            loss_sum = self.engine.ds(micro_batch.to(self.engine.device))
+            self.engine.backward(loss_sum, step.supervised, last=i + 1 == len(step.micro_batches))
+            total += float(loss_sum.detach())
+        norm = self.engine.step()
+        return {"loss": all_reduce_sum(total) / step.supervised, "grad_norm": norm, "lr": rate}
+
+    def report(self, step: Step, measured: dict[str, float], seconds: float, waited: float) -> None:
+        """Event, heartbeat and log line of a step."""
+        done, speed = step.index + 1, step.tokens / seconds
+        self.events.write(
             "step",
-            step=step.index + 1,
-            epoch=round((step.index + 1) / plan.steps * recipe.optim.epochs, 4),
-            loss=loss,
-            grad_norm=norm,
-            lr=rate,
+            step=done,
+            epoch=round(done / self.plan.steps * self.recipe.optim.epochs, 4),
+            **measured,
             samples=len(step.samples),
             tokens=step.tokens,
             supervised_tokens=step.supervised,
             seconds=round(seconds, 4),
             data_wait_seconds=round(waited, 4),
-            tokens_per_second=round(step.tokens / seconds, 1),
+            tokens_per_second=round(speed, 1),
         )
-        heartbeat.beat(step.index + 1)
-        _show(recipe.name, step.index + 1, steps, loss, rate, step.tokens / seconds)
-        stop = stopping.agreed()
-        if stop or step.index + 1 == steps or (step.index + 1) % recipe.checkpoint.every == 0:
-            state = checkpoint.State(step.index + 1, plan.digest, recipe.seed, seen)
-            folder = checkpoint.save(engine, model, Path(recipe.run), state, recipe.checkpoint.keep)
-            events.write("checkpoint", step=step.index + 1, folder=folder.name)
-        if stop and step.index + 1 < steps:
-            events.write("stop", step=step.index + 1)
-            raise Requeue
-        waiting = time.perf_counter()
-    return folder
-
-
-def run_step(engine: Engine, model: PackedLlava, step: Step) -> tuple[float, float]:
-    """One optimizer step; returns loss per supervised token of the global batch, and gradient norm."""
-    total = 0.0
-    for i, micro_batch in enumerate(step.micro_batches):
-        loss_sum = engine.ds(micro_batch.to(engine.device))
-        engine.backward(loss_sum, step.supervised, last=i + 1 == len(step.micro_batches))
-        total += float(loss_sum.detach())
-    norm = engine.step()
-    return all_reduce_sum(total) / step.supervised, norm
-
-
-def _show(name: str, step: int, steps: int, loss: float, rate: float, speed: float) -> None:
-    if dist.get_rank() == 0 and (step % 10 == 0 or step in (1, steps)):
-        print(f"{name}: step {step}/{steps} loss {loss:.4f} lr {rate:.2e} {speed:,.0f} tokens/s", flush=True)
+        self.heartbeat.beat(done)
+        if dist.get_rank() == 0 and (done % 10 == 0 or done in (1, self.steps)):
+            line = f"step {done}/{self.steps} loss {measured['loss']:.4f} lr {measured['lr']:.2e}"
+            print(f"{self.recipe.name}: {line} {speed:,.0f} tokens/s", flush=True)
 
 
 def losses(run: Path) -> dict[int, float]:
     """Loss by step as the events tell it; of a step that was run again after a restart, the last."""
-    from vlm.events import read_events
-
     return {e["step"]: e["loss"] for e in read_events(run) if e["event"] == "step"}

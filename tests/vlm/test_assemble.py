@@ -98,6 +98,6 @@ def test_foreign_folders_are_refused(config: dict[str, object], message: str, pa
     (odd / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match=message):
         assemble(odd, parts / "language", tmp_path / "out", template="saiga")
-    with pytest.raises(BadInput, match=r"not a causal language model|no model.safetensors"):
+    with pytest.raises(BadInput, match="not a causal language model"):
         assemble(parts / "vision", parts / "vision", tmp_path / "out", template="saiga")
     assert not (tmp_path / "out").exists()

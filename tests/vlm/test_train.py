@@ -3,8 +3,12 @@
 Exact and elastic resume.
 """
 
+import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -92,6 +96,44 @@ def test_resume_on_other_ranks_and_stage(
     assert done.returncode == 0, done.stderr[-3000:]
     expected, found = losses(whole), losses(run)
     assert max(abs(found[s] - expected[s]) for s in expected) < 1e-5
+
+
+def test_a_stop_signal_saves_and_asks_for_a_requeue(
+    model: Path, russian: Path, whole: Path, run_train: Train, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = _arguments(model, russian, run)
+    command = [sys.executable, "-u", "-m", "launch.cli", "train", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 1/" in line:
+            process.send_signal(signal.SIGUSR2)
+            break
+    process.stdout.read()
+    assert process.wait() == 75
+    events = [e["event"] for e in read_events(run)]
+    assert events[-1] == "stop" and events.count("step") < STEPS
+    assert run_train(arguments).returncode == 0
+    assert losses(run) == losses(whole)
+    states = [checkpoint.read_state(checkpoint.step_folder(r, STEPS)) for r in (run, whole)]
+    assert states[0] == states[1]
+
+
+def test_a_dead_rank_takes_the_others_with_it(model: Path, russian: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-u", "-m", "launch.cli", "train", *_arguments(model, russian, tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 1/" in line:
+            rank = json.loads((tmp_path / "run" / "heartbeat" / "rank-001.json").read_text())
+            os.kill(rank["pid"], signal.SIGKILL)
+            break
+    # the pipe ends when the last process that holds it has ended
+    process.stdout.read()
+    assert process.wait() == 1
 
 
 def test_finished_training_is_not_repeated_and_other_plans_are_refused(

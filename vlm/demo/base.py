@@ -86,7 +86,7 @@ def keep(run: Path, out: Path) -> None:
 
 def _card(run: Path) -> str:
     score = read_json(run / "eval" / "en-base" / "result.json")
-    made = read_json(run / "base" / "questions" / "run.json")
+    made = read_json(run / "base" / "balanced" / "run.json")
     lines = [
         "# The English base of the demo",
         "",
@@ -103,7 +103,7 @@ def _card(run: Path) -> str:
         "| step | updates or epochs | first loss | last loss | minutes | loss |",
         "|---|---|---|---|---|---|",
     ]
-    for step in ("tower", "projector", "questions"):
+    for step in ("tower", "projector", "questions", "balanced"):
         events = [e for e in read_events(run / "base" / step) if e["event"] == "step"]
         losses = list({e["step"]: e["loss"] for e in events}.values())
         minutes = (events[-1]["time"] - events[0]["time"]) / 60
@@ -114,7 +114,7 @@ def _card(run: Path) -> str:
 
 def _seed(run: Path) -> int:
     """The seed of the base's last training."""
-    return int(yaml.safe_load((run / "base" / "questions" / "recipe.yaml").read_text("utf-8"))["seed"])
+    return int(yaml.safe_load((run / "base" / "balanced" / "recipe.yaml").read_text("utf-8"))["seed"])
 
 
 def sparkline(values: list[float], width: int = 40) -> str:

@@ -24,7 +24,7 @@ from vlm.data.images import Pixels, flip_shift
 class Settings:
     """Of the contrastive stage."""
 
-    epochs: int = 24
+    epochs: int = 16
     batch_size: int = 32
     lr: float = 5e-4
     weight_decay: float = 0.05

@@ -35,7 +35,7 @@ def vision_config() -> CLIPVisionConfig:
 
 
 def language_config(tokenizer: PreTrainedTokenizerFast) -> MistralConfig:
-    """Mistral with all its parts: grouped queries (6 heads on 2), a window of 128, an untied head."""
+    """Mistral with all its parts: grouped queries (6 heads on 2), a window of 128 tokens."""
     return MistralConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -44,6 +44,10 @@ def language_config(tokenizer: PreTrainedTokenizerFast) -> MistralConfig:
         num_attention_heads=6,
         num_key_value_heads=2,
         sliding_window=128,
+        # a tied vocabulary and wide first weights: with either missing, comparing an asked colour with a seen one is
+        # not learned within the demo's budget
+        tie_word_embeddings=True,
+        initializer_range=0.06,
         max_position_embeddings=4096,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -95,7 +99,8 @@ def train_tokenizer(texts: Iterable[str], size: int = 512) -> PreTrainedTokenize
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    # words stand behind a space in questions and at the start of answers alike
+    tokenizer.train_from_iterator([form for text in texts for form in (text, f" {text}")], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",

@@ -52,13 +52,15 @@ def trainable(model: LlavaForConditionalGeneration, config: AdapterConfig, assem
 def _lora(model: LlavaForConditionalGeneration, config: AdapterConfig, assembly: Assembly) -> nn.Module:
     names = f"({'|'.join(config.targets)})" if config.targets else LINEAR
     new = assembly.new_token_ids if config.new_tokens else []
+    # PEFT lets a tied head follow the embeddings by itself
+    layers = ("embed_tokens",) if model.config.tie_word_embeddings else ("embed_tokens", "lm_head")
     lora = LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=rf".*language_model\..*\.{names}",
         modules_to_save=[PROJECTOR] if config.projector else None,
-        trainable_token_indices={"embed_tokens": new, "lm_head": new} if new else None,
+        trainable_token_indices=dict.fromkeys(layers, new) if new else None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, lora)

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from shards.errors import BadInput
-from shards.files import read_json, sealed_output, sha256_file, write_json
+from shards.files import MANIFEST, read_json, sealed_output, sha256_file, write_json
 from vlm.data.template import IMAGE, ChatTemplate, load_template
 from vlm.model.vocabulary import extend_vocabulary
 
@@ -64,7 +64,7 @@ def assemble(
 
     The projector is LLaVA 1.5's two-layer MLP: its input is the tower's hidden size, its output the language
     model's. `<image>` and `<pad>` are added to the vocabulary, and up to `new_tokens` more learned on
-    `new_language_texts`; their embeddings start at the mean of the old ones. Raises BadInput for folders that are
+    `new_language_texts`; their embeddings are drawn around the old ones' mean. Raises BadInput for folders that are
     not such models.
     """
     chat = load_template(template)
@@ -92,10 +92,17 @@ def assemble(
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 of a model folder's safetensors file or index."""
+    """sha256 of a model folder's safetensors file or index; as its manifest says, where there is one."""
+    name = _weights_file(folder)
+    if (folder / MANIFEST).exists():
+        return str(read_json(folder / MANIFEST)["files"][name]["sha256"])
+    return sha256_file(folder / name)
+
+
+def _weights_file(folder: Path) -> str:
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if (folder / name).exists():
-            return sha256_file(folder / name)
+            return name
     raise BadInput(f"{folder} has no model.safetensors; save the model in safetensors form first")
 
 
@@ -103,11 +110,13 @@ def _load_tower(folder: Path) -> CLIPVisionModel:
     config = _config(folder, "--vision")
     if config.model_type not in ("clip", "clip_vision_model"):
         raise BadInput(f"--vision {folder}: model_type {config.model_type!r} is not a CLIP vision tower")
+    _weights_file(folder)
     return CLIPVisionModel.from_pretrained(folder, dtype=torch.float32)
 
 
 def _load_language(folder: Path) -> PreTrainedModel:
     _config(folder, "--language")
+    _weights_file(folder)
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     except ValueError as error:

@@ -42,5 +42,6 @@ def _learn(pre_tokenizer: object, texts: Iterable[str], size: int) -> list[tuple
     trainer = trainers.BpeTrainer(
         vocab_size=len(alphabet) + size, initial_alphabet=alphabet, special_tokens=[], show_progress=False
     )
-    fresh.train_from_iterator(texts, trainer)
+    # as templates place them: behind a space, or at the start of a line
+    fresh.train_from_iterator([form for text in texts for form in (text, f" {text}")], trainer)
     return [(left, right) for left, right in json.loads(fresh.to_str())["model"]["merges"]]
