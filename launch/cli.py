@@ -282,6 +282,22 @@ def merge(
 
 
 @app.command()
+def export(recipe: RecipeName, out: Out, overrides: Overrides = None) -> None:
+    """Write the model that a projector or full training ended with.
+
+    Example: vlm export demo_questions --out models/base
+    """
+    from launch.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    _quiet()
+    from vlm.export import export as run_export
+
+    run_export(loaded, out)
+    print(f"{out}: written", flush=True)
+
+
+@app.command()
 def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: Json = False) -> None:
     """Write benchmark_results.json, error_analysis.json, project_report.txt and report.html of a run.
 
@@ -291,6 +307,89 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
 
     paths = write_report(run_folder)
     _print({"html": str(paths.page), "text": str(paths.project_report)}, as_json, f"report: {paths.page}")
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A run, or a folder of runs.")],
+    as_json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Draw again every 2 s until Ctrl-C.")] = False,
+) -> None:
+    """Show how the runs at or below a folder stand, and what is wrong with them.
+
+    Example: vlm status runs --watch
+    """
+    from launch.status import status as show
+
+    show(folder, as_json, watch)
+
+
+@app.command()
+def monitor(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs.")],
+    host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8087,
+    textfile: Annotated[
+        Path | None, typer.Option(help="Write the Prometheus metrics to this file once, and end.")
+    ] = None,
+) -> None:
+    """Serve pages about the runs below a folder, and Prometheus metrics under /metrics.
+
+    Example: vlm monitor runs --port 8087
+    """
+    from launch.monitor import require_extra
+
+    require_extra()
+    if textfile:
+        from launch.monitor.metrics import write_textfile
+
+        write_textfile(folder, textfile)
+    else:
+        from launch.monitor.server import serve
+
+        serve(folder, host, port)
+
+
+@app.command()
+def estimate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="TFLOP/s that one GPU sustains; 40 % of an A100's 312 by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a training will take before it is queued: FLOPs, memory per GPU, hours.
+
+    Example: vlm estimate demo engine.ranks=8 --tflops 300
+    """
+    from launch.recipe import load
+
+    loaded = load(recipe, overrides or [])
+    _quiet()
+    from vlm.estimate import A100_TFLOPS
+    from vlm.estimate import estimate as work_out
+
+    gpus = loaded.cluster.nodes * loaded.cluster.gpus_per_node
+    found = work_out(loaded, gpus or loaded.engine.ranks, A100_TFLOPS if tflops is None else tflops)
+    _print(found.to_json(), as_json, "\n".join(found.lines()))
+
+
+@app.command("launch")
+def launch_jobs(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="train, eval, merge, report or pipeline (all four).")],
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    cluster: Annotated[str | None, typer.Option(help="slurm, local or debug, in place of cluster.kind.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the jobs and their commands.")] = False,
+) -> None:
+    """Run a stage of a recipe, or all of them one after the other, as jobs.
+
+    Example: vlm launch pipeline demo eval.data=runs/demo/data/ru-test --cluster slurm --dry-run
+    """
+    from launch.pipeline import launch
+
+    launch(stage, recipe, overrides or [], cluster, dry_run)
 
 
 @app.command("demo-models", hidden=True)
@@ -325,23 +424,6 @@ def demo_tower(
     from vlm.demo.contrastive import Settings
 
     tower_step(assembled, captions, out, run, Settings())
-
-
-@app.command("demo-adopt", hidden=True)
-def demo_adopt(
-    recipe: RecipeName, origin: Annotated[Path, typer.Option()], out: Out, overrides: Overrides = None
-) -> None:
-    """Write the model that a projector or full training ended with.
-
-    Example: vlm demo-adopt demo_questions --origin models/projector --out models/base
-    """
-    from launch.recipe import load
-
-    loaded = load(recipe, overrides or [])
-    _quiet()
-    from vlm.demo.base import adopt
-
-    adopt(origin, loaded, out)
 
 
 @app.command("demo-base", hidden=True)

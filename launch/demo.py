@@ -120,13 +120,11 @@ def _base_training_stages(demo: Demo) -> list[Stage]:
     tower = ["demo-tower", "--assembled", str(models / "assembled"), "--captions", str(demo.data / "captions")]
     folders = ["--run", str(demo.out / "base" / "tower"), "--out", str(models / "tower")]
     made = [_model_stage("base-tower", [*tower, *folders], models / "tower")]
-    chain = ("tower", "projector", "questions", "base")
-    for step, origin, out in zip(("projector", "questions", "balanced"), chain[:-1], chain[1:], strict=True):
+    for step, out in (("projector", "projector"), ("questions", "questions"), ("balanced", "base")):
         arguments = demo.arguments(f"demo_{step}")
-        adopt = ["demo-adopt", *arguments, "--origin", str(models / origin), "--out", str(models / out)]
         made += [
             _train_stage(f"base-{step}", arguments),
-            _model_stage(f"base-{step}-adopt", adopt, models / out),
+            _model_stage(f"base-{step}-model", ["export", *arguments, "--out", str(models / out)], models / out),
         ]
     return made
 

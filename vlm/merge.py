@@ -17,9 +17,9 @@ from vlm.data.documents import Tokeniser
 from vlm.data.images import Pixels
 from vlm.data.template import load_template
 from vlm.eval.run import adapter_folder
+from vlm.export import write_model
 from vlm.model.adapter import load_adapter
 from vlm.model.assemble import Assembly, weights_digest
-from vlm.model.export import write_model
 from vlm.model.load import load_model, load_tokenizer, model_folder, sliding_window
 from vlm.model.packed import PackedLlava
 

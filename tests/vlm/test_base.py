@@ -15,8 +15,9 @@ from shards.errors import BadInput
 from shards.files import read_json, write_json, write_manifest
 from shards.readers import ReaderOptions, find_reader
 from vlm.demo import base
-from vlm.demo.base import adopt, install_kept, sparkline, tower_step
+from vlm.demo.base import install_kept, sparkline, tower_step
 from vlm.demo.contrastive import Settings, contrastive_loss
+from vlm.export import export
 from vlm.train import losses
 
 MODULES = ("vision_tower", "multi_modal_projector", "language_model", "lm_head")
@@ -45,7 +46,7 @@ def test_three_steps_move_their_own_weights(
         done = run_train([f"demo_{step}", *settings])
         assert done.returncode == 0, done.stderr[-3000:]
         out = tmp_path / "models" / step
-        adopt(origin, load(f"demo_{step}", settings), out)
+        export(load(f"demo_{step}", settings), out)
         assert _moved(origin, out) == moves[step]
         origin = out
 

@@ -10,12 +10,10 @@ import yaml
 
 from shards.errors import BadInput
 from shards.files import read_json, sealed_output, verify_manifest
-from vlm import checkpoint
-from vlm.config import Recipe
 from vlm.data.images import Pixels
 from vlm.demo.contrastive import Settings, train_tower
 from vlm.events import Events, read_events
-from vlm.model.export import apply_checkpoint, write_model
+from vlm.export import write_model
 from vlm.model.load import load_model, load_tokenizer
 
 KEPT = Path(__file__).parent / "base"
@@ -35,13 +33,6 @@ def tower_step(assembled: Path, captions: Path, out: Path, run: Path, settings: 
 
     train_tower(model.model.vision_tower, load_tokenizer(assembled), captions, Pixels.of(assembled), settings, log)
     write_model(model, assembled, out, "# The assembled model with a tower trained against captions\n")
-
-
-def adopt(origin: Path, recipe: Recipe, out: Path) -> None:
-    """`out` is `origin` with the weights that a projector or full training of `recipe` ended with."""
-    folder = checkpoint.newest(Path(recipe.run))
-    assert folder is not None, f"{recipe.run} has no checkpoint"
-    write_model(apply_checkpoint(origin, folder), origin, out, f"# {recipe.name}: {folder.name}\n")
 
 
 def install_kept(assembled: Path, out: Path) -> None:

@@ -6,8 +6,11 @@ from pathlib import Path
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
+from shards.errors import BadInput
 from shards.files import sealed_output
-from vlm.model.load import load_model
+from vlm.checkpoint import newest
+from vlm.config import Recipe
+from vlm.model.load import load_model, model_folder
 
 COMPANIONS = (
     "assembly.json",
@@ -34,6 +37,18 @@ def write_model(
                 shutil.copyfile(origin / name, out / name)
         for name, text in {"README.md": card, **(extra or {})}.items():
             (out / name).write_text(text, "utf-8")
+
+
+def export(recipe: Recipe, out: Path) -> None:
+    """Write the base of a projector or full training with the weights of its newest checkpoint in it.
+
+    Raises BadInput where there is no such checkpoint; an adapter is merged instead.
+    """
+    origin = model_folder(recipe.model)
+    folder = newest(Path(recipe.run))
+    if folder is None or not (folder / "model.safetensors").exists():
+        raise BadInput(f"{recipe.run}: no checkpoint of a projector or full training; adapters are for `vlm merge`")
+    write_model(apply_checkpoint(origin, folder), origin, out, f"# {recipe.name}, {folder.name}\n")
 
 
 def apply_checkpoint(origin: Path, checkpoint: Path, dtype: str = "float32") -> LlavaForConditionalGeneration:
