@@ -13,6 +13,7 @@ setup(
     package_data={
         "vlm": ["recipes/*.yaml", "demo/base/**", "report/*.html"],
         "shards.translate": ["memories/*.tsv"],
+        "launch.monitor": ["*.html", "page.js"],
     },
     entry_points={"console_scripts": ["vlm = launch.cli:main"]},
     # torch to peft are bounded by the oldest versions tried, the others by what the code calls

@@ -6,9 +6,11 @@ and ends itself. A new launcher first takes the work lock alone, so it starts on
 Locks are the kernel's: they cannot go stale.
 """
 
+import ctypes
 import fcntl
 import os
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 from shards.errors import BadInput
 
 VARIABLE = "RUVLM_FENCE"
+_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -90,3 +93,8 @@ def _alive(lock: Path, token: str) -> bool:
             return False
         except BlockingIOError:
             return handle.read() == token
+
+
+def die_with_parent() -> None:
+    """In a child, before exec: have the kernel kill it when the process that started it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

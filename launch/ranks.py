@@ -1,6 +1,5 @@
 """Start the ranks of a training on this machine when no launcher did."""
 
-import ctypes
 import os
 import signal
 import socket
@@ -9,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
+from launch.fence import die_with_parent
 from vlm.stop import SIGNALS
-
-_PR_SET_PDEATHSIG = 1
 
 
 def in_world() -> bool:
@@ -31,7 +29,7 @@ def start_ranks(ranks: int, arguments: Sequence[str]) -> int:
             command,
             # ranks share the cores: threads that spin for each other would burn them
             env={"OMP_WAIT_POLICY": "passive", **os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
         for rank in range(ranks)
     ]
@@ -68,7 +66,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """A stage: one or more `vlm` commands that run side by side, skipped when what they write already stands."""
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import submitit
 
 from launch.cluster import ClusterConfig, executor
+from launch.fence import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,12 @@ class StageFailed(Exception):
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Inside a job: run one `vlm` command in this process and return its exit code."""
-    from launch.cli import run
-    from launch.fence import guard
-
-    guard()
-    return run(list(arguments))
+    """Inside a job: run one `vlm` command in a process of its own and return its exit code."""
+    # jobs share the cores: threads that spin for each other would burn them
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    command = [sys.executable, "-u", "-m", "launch.cli", *arguments]
+    code = subprocess.run(command, env=environment, preexec_fn=die_with_parent).returncode
+    return code if code >= 0 else 1
 
 
 def run_stages(stages: Sequence[Stage], cluster: ClusterConfig, folder: Path, say: Callable[[str], None]) -> None:
@@ -52,8 +54,6 @@ def run_stages(stages: Sequence[Stage], cluster: ClusterConfig, folder: Path, sa
 
 
 def _run(stage: Stage, cluster: ClusterConfig, folder: Path, say: Callable[[str], None]) -> None:
-    # jobs share the cores: threads that spin for each other would burn them
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     made = executor(cluster, folder, stage.name)
     jobs = [made.submit(run_command, list(command)) for command in stage.commands]
     try:

@@ -67,11 +67,9 @@ def problems(seen: Seen) -> tuple[str, ...]:
     found += _overdue(seen) + _full(seen)
     if seen.training.last == "stop":
         found.append(f"stopped on request at step {seen.training.step}; the same command goes on from there")
-    found += [
-        f"evaluation {plain(e.name)}: {e.parts_done} of {e.parts} parts done, nothing written for {duration(seen.now - e.time)}"
-        for e in seen.unfinished
-        if _stale(e, seen.now)
-    ]
+    for e in (e for e in seen.unfinished if _stale(e, seen.now)):
+        age = duration(seen.now - e.time)
+        found.append(f"evaluation {plain(e.name)}: {e.parts_done} of {e.parts} parts done, nothing written for {age}")
     return tuple(found)
 
 

@@ -1,6 +1,6 @@
 """The runs as Prometheus metrics, in the text exposition format."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,8 +11,8 @@ from launch.monitor.runs import RunStatus, collect
 from shards.errors import BadInput
 from shards.files import write_atomic
 
-# (label values behind `run`, value); a figure that is unknown is left out
-Values = Iterable[tuple[tuple[str, ...], float | None]]
+# (value of the label beside `run`, figure); a figure that is unknown is left out
+Values = Sequence[tuple[str, float | None]]
 
 _FIGURES: dict[str, tuple[str, Callable[[RunStatus], float | None]]] = {
     "ruvlm_step": ("Optimizer steps done", lambda run: run.step),
@@ -25,23 +25,26 @@ _FIGURES: dict[str, tuple[str, Callable[[RunStatus], float | None]]] = {
     "ruvlm_data_wait_seconds": ("Seconds that the newest step waited for data", lambda run: run.data_wait_seconds),
     "ruvlm_checkpoint_step": (
         "Step of the newest checkpoint whose digests are right",
-        lambda run: run.checkpoint and run.checkpoint.step,
+        lambda run: run.checkpoint.step if run.checkpoint else None,
     ),
-    "ruvlm_checkpoint_bytes": ("Bytes of that checkpoint", lambda run: run.checkpoint and run.checkpoint.bytes),
+    "ruvlm_checkpoint_bytes": (
+        "Bytes of that checkpoint",
+        lambda run: run.checkpoint.bytes if run.checkpoint else None,
+    ),
     "ruvlm_free_bytes": ("Free bytes of the run's disk", lambda run: run.free_bytes),
 }
 
 
 def _heartbeats(run: RunStatus) -> Values:
-    return [((str(beat.rank),), beat.time) for beat in run.heartbeats]
+    return [(str(beat.rank), beat.time) for beat in run.heartbeats]
 
 
 def _answered(run: RunStatus) -> Values:
-    return [((found.name,), found.answered) for found in run.evaluations]
+    return [(found.name, found.answered) for found in run.evaluations]
 
 
 def _questions(run: RunStatus) -> Values:
-    return [((found.name,), found.questions) for found in run.evaluations]
+    return [(found.name, found.questions) for found in run.evaluations]
 
 
 _LABELLED: dict[str, tuple[str, str, Callable[[RunStatus], Values]]] = {
@@ -62,17 +65,17 @@ class _Runs(Collector):
                 if (value := figure(run)) is not None:
                     gauge.add_metric([run.run], value)
             yield gauge
+        for name, (text, label, figures) in _LABELLED.items():
+            gauge = GaugeMetricFamily(name, text, labels=["run", label])
+            for run in self.runs:
+                for of, value in figures(run):
+                    if value is not None:
+                        gauge.add_metric([run.run, of], value)
+            yield gauge
         restarts = CounterMetricFamily("ruvlm_restarts", "Starts after the first", labels=["run"])
         for run in self.runs:
             restarts.add_metric([run.run], run.restarts)
         yield restarts
-        for name, (text, label, values) in _LABELLED.items():
-            gauge = GaugeMetricFamily(name, text, labels=["run", label])
-            for run in self.runs:
-                for labels, figure_of in values(run):
-                    if figure_of is not None:
-                        gauge.add_metric([run.run, *labels], figure_of)
-            yield gauge
 
 
 def exposition(runs: Sequence[RunStatus]) -> str:

@@ -131,8 +131,10 @@ def _evaluation(root: Path, folder: Path) -> Evaluation | None:
         return None
     parts = max((int(match[2]) for match in files.values()), default=0)
     finished = [match for match in files.values() if match[3] == "jsonl" and int(match[2]) == parts]
-    score, questions = result.get("score"), result.get("n")
-    answered, written = 0, 0.0
+    score, total = result.get("score"), result.get("n")
+    questions = total if isinstance(total, int) and 0 <= total < 2**53 else None
+    # answers that were translated back have a result without parts of their own
+    answered, written = 0 if files else questions or 0, 0.0
     for path in files:
         try:
             about = path.stat()
@@ -145,7 +147,7 @@ def _evaluation(root: Path, folder: Path) -> Evaluation | None:
         parts_done=len(finished),
         parts=parts,
         answered=answered,
-        questions=questions if isinstance(questions, int) and 0 <= questions < 2**53 else None,
+        questions=questions,
         score=float(score) if isinstance(score, int | float) and 0 <= score <= 1 else None,
         time=written,
     )

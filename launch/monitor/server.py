@@ -23,11 +23,15 @@ from launch.monitor.curves import curves
 from launch.monitor.metrics import exposition
 from launch.monitor.runs import RunStatus
 from launch.monitor.snapshot import Snapshot, digest
-from launch.monitor.words import duration, plain, size
+from launch.monitor.words import count, duration, plain, size
 from shards.errors import BadInput
 from vlm.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
 
 _HERE = Path(__file__).parent
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
 _TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -43,12 +47,11 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self.environment.filters.update(duration=duration, size=size, plain=plain)
+        self.environment.filters.update(count=count, duration=duration, plain=plain, size=size)
         script = (_HERE / "page.js").read_text("utf-8")
         self.environment.globals.update(script=script, drawing=(WIDTH, HEIGHT), plot=(LEFT, TOP, RIGHT, BOTTOM))
         self.headers = {
-            "Content-Security-Policy": f"default-src 'none'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
-            f"script-src 'sha256-{_sha256(script)}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+            "Content-Security-Policy": f"{_POLICY}; script-src 'sha256-{_sha256(script)}'",
             "Cache-Control": "no-store",
             "Referrer-Policy": "no-referrer",
             "X-Content-Type-Options": "nosniff",

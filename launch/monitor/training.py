@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,7 +47,7 @@ class Training:
     def step_seconds(self) -> float | None:
         """Median time between two steps, saving included."""
         times = [t for event in self.recent if (t := number(event, "time")) is not None]
-        gaps = [b - a for a, b in zip(times, times[1:], strict=False) if b > a]
+        gaps = [b - a for a, b in pairwise(times) if b > a]
         return median(gaps) if gaps else self.figure("seconds")
 
     @property

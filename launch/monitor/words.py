@@ -1,6 +1,11 @@
 """Figures and foreign text as people read them."""
 
 
+def count(number: float) -> str:
+    """12345.6 as "12 346", with thin spaces that do not break."""
+    return f"{number:,.0f}".replace(",", "\u202f")
+
+
 def duration(seconds: float) -> str:
     """Seconds as "12 s", "3 min", "2 h 05 min" or "4 d 03 h"."""
     whole = max(0, round(seconds))
@@ -14,13 +19,13 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24:02d} h"
 
 
-def size(count: float) -> str:
+def size(length: float) -> str:
     """Bytes as "12 B", "3.4 MiB" and so on."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+        if length < 1024:
+            return f"{length:.0f} {unit}" if unit == "B" or length >= 100 else f"{length:.1f} {unit}"
+        length /= 1024
+    return f"{length:.1f} TiB"
 
 
 def plain(text: str, limit: int = 200) -> str:

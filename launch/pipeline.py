@@ -1,0 +1,120 @@
+"""`vlm launch`: train, eval, merge and report of a recipe as submitit jobs, each behind the one before it."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from submitit.slurm.slurm import _make_sbatch_string
+
+from launch.cluster import executor
+from launch.fence import launcher
+from launch.recipe import PipelineRecipe, load
+from launch.stages import Stage, StageFailed, run_command, run_stages
+from shards.errors import BadInput
+
+STAGES = ("train", "eval", "merge", "report")
+# as in slurm/train.sh: a rank that exits with 75 must not have the others killed, and 75 asks for another turn
+_SRUN = ("--kill-on-bad-exit=0", "--wait=60")
+_REQUEUE = ["code=$?", 'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit "$code"']
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage as arguments of `vlm`, with the nodes that it takes on Slurm and the GPUs, a task each, on a node."""
+
+    stage: str
+    arguments: list[str]
+    nodes: int = 1
+    gpus: int = 0
+
+
+def launch(stage: str, name: str, overrides: Sequence[str], cluster: str | None, dry_run: bool) -> None:
+    """Submit (slurm) or run (local, debug) one stage or the pipeline; with `dry_run` only print what would be done."""
+    recipe = load(name, [*overrides, *([f"cluster.kind={cluster}"] if cluster else [])])
+    act = describe if dry_run else submit if recipe.cluster.kind == "slurm" else _run
+    act(recipe, plan(stage, recipe, [name, *overrides]))
+
+
+def plan(stage: str, recipe: PipelineRecipe, arguments: list[str]) -> list[Job]:
+    """The jobs in order, BadInput for what would fail only after hours; the pipeline evaluates what it trained."""
+    if stage not in (*STAGES, "pipeline"):
+        raise BadInput(f"launch {stage}: no such stage; choose one of {', '.join(STAGES)}, pipeline")
+    if stage in ("eval", "merge", "pipeline") and not recipe.eval.data:
+        raise BadInput("eval.data: empty; name the folder of the shards with the questions")
+    if stage == "pipeline" and recipe.adapter.method != "lora":
+        raise BadInput(f"adapter.method: {recipe.adapter.method} leaves no adapter to evaluate and merge; launch train")
+    # a line break would end a #SBATCH line, and what follows would be run
+    if not "".join((recipe.name, recipe.run, recipe.cluster.partition, recipe.cluster.account)).isprintable():
+        raise BadInput(f"{recipe.name!r}: name, run, cluster.partition and cluster.account must be one plain line each")
+    adapter = [] if recipe.eval.adapter else ["eval.adapter=latest"]
+    gpus = recipe.cluster.gpus_per_node
+    jobs = (
+        Job("train", ["train", *arguments], recipe.cluster.nodes, gpus),
+        Job("eval", ["eval", *arguments, *(adapter if stage == "pipeline" else [])], gpus=min(1, gpus)),
+        Job("merge", ["merge", *arguments, *adapter], gpus=min(1, gpus)),
+        Job("report", ["report", recipe.run]),
+    )
+    return [job for job in jobs if stage in (job.stage, "pipeline")]
+
+
+def describe(recipe: PipelineRecipe, jobs: Sequence[Job]) -> None:
+    """Print the graph, and of each job its command and, on Slurm, its sbatch header (numbers come with queueing)."""
+    on_slurm = recipe.cluster.kind == "slurm"
+    print(f"{' -> '.join(job.stage for job in jobs)} on {recipe.cluster.kind}, run {recipe.run}")
+    for job, before in zip(jobs, [None, *jobs], strict=False):
+        lines = header(recipe, job, f"JOB_OF_{before.stage.upper()}" if before else None) if on_slurm else []
+        print("", *lines, shlex.join(["vlm", *job.arguments]), sep="\n")
+
+
+def header(recipe: PipelineRecipe, job: Job, after: str | None) -> list[str]:
+    """The #SBATCH lines of the file that `submit` gives to sbatch, made where there is no Slurm."""
+    asked, folder = recipe.cluster, (Path(recipe.run) / "jobs" / job.stage).absolute()
+    text = _make_sbatch_string(
+        "", folder, f"{recipe.name}-{job.stage}", asked.partition or None, asked.time_minutes, job.nodes,
+        max(1, job.gpus), asked.cpus_per_task, gpus_per_node=job.gpus or None, mem=f"{asked.mem_gb}GB",
+        account=asked.account or None, additional_parameters=_additional(after),
+    )  # fmt: skip
+    return [line for line in text.splitlines() if line.startswith("#SBATCH")]
+
+
+def submit(recipe: PipelineRecipe, jobs: Sequence[Job]) -> None:
+    """Queue the jobs on Slurm, each to start once the one before has ended well."""
+    if not (shutil.which("sbatch") and shutil.which("srun")):
+        raise BadInput("cluster.kind=slurm: no sbatch and srun on PATH; log in to the cluster or take --cluster local")
+    number = None
+    for job in jobs:
+        place, name = Path(recipe.run) / "jobs" / job.stage, f"{recipe.name}-{job.stage}"
+        made: Any = executor(recipe.cluster, place, name, max(1, job.gpus))
+        made.update_parameters(
+            nodes=job.nodes, gpus_per_node=job.gpus or None, slurm_additional_parameters=_additional(number),
+            slurm_srun_args=[*_SRUN, f"--cpus-per-task={recipe.cluster.cpus_per_task}"], slurm_teardown=_REQUEUE,
+        )  # fmt: skip
+        number = made.submit(in_job, job.arguments).job_id
+        print(f"{job.stage}: job {number}", flush=True)
+
+
+def in_job(arguments: Sequence[str]) -> None:
+    """Inside a Slurm job: run one `vlm` command; the process takes its exit code, on which the next job waits."""
+    if code := run_command(arguments):
+        sys.exit(code)
+
+
+def _additional(after: str | None) -> dict[str, Any]:
+    return {"requeue": True} | ({"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"} if after else {})
+
+
+def _run(recipe: PipelineRecipe, jobs: Sequence[Job]) -> None:
+    # each command itself finds out what of its work is done
+    stages = [Stage(job.stage, [job.arguments], lambda: False) for job in jobs]
+    # debug jobs run in this very process: there is no orphan to fence off
+    with nullcontext() if recipe.cluster.kind == "debug" else launcher(Path(recipe.run)):
+        try:
+            run_stages(stages, recipe.cluster, Path(recipe.run) / "jobs", lambda line: print(line, flush=True))
+        except StageFailed as failure:
+            print(f"vlm launch: {failure}; mend the cause and start again: it goes on from there", file=sys.stderr)
+            raise SystemExit(failure.code) from None
