@@ -12,7 +12,7 @@ from launch.recipe import load
 from launch.stages import Stage, StageFailed, run_stages
 from shards.errors import BadInput
 from shards.files import UNFINISHED, read_json, verify_manifest
-from shards.info import DATASET_FILE
+from shards.info import DATASET_FILE, read_info
 from shards.verify import verify
 
 RECIPE = "demo"
@@ -83,11 +83,16 @@ def _data_stages(demo: Demo, train_base: bool) -> list[Stage]:
         commands |= {"en-balanced": [*build, READER, "--balance"], "captions": [*build, f"{READER}-captions"]}
     memory = f"memory={load(RECIPE).translate.memory}"
     commands |= {f"ru-{split}": ["translate", str(demo.data / f"en-{split}"), memory] for split in ("train", "test")}
-    return [_dataset_stage(name, command, demo.data / name) for name, command in commands.items()]
+    return [_dataset_stage(demo, name, command) for name, command in commands.items()]
 
 
-def _dataset_stage(name: str, command: list[str], out: Path) -> Stage:
-    return Stage(name, [[*command, "--out", str(out)]], lambda: (out / DATASET_FILE).exists() and not verify(out))
+def _dataset_stage(demo: Demo, name: str, command: list[str]) -> Stage:
+    out = demo.data / name
+
+    def standing() -> bool:
+        return (out / DATASET_FILE).exists() and not verify(out) and read_info(out).reader["limit"] == demo.limit
+
+    return Stage(name, [[*command, "--out", str(out)]], standing)
 
 
 def _model_stage(name: str, command: list[str], *outs: Path) -> Stage:

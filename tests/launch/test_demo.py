@@ -75,7 +75,15 @@ def test_a_second_run_skips_what_stands(demo: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_every_kind_of_stage_it_ends_with_the_same_figures(demo: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    for moment in ("ru-train", "assemble", "step 1/", "done: ", "eval-ru-adapter", "merge"):
+    moments = {
+        "ru-train": signal.SIGKILL,
+        "assemble": signal.SIGINT,
+        "step 1/": signal.SIGKILL,
+        "done: ": signal.SIGKILL,
+        "eval-ru-adapter": signal.SIGINT,
+        "merge": signal.SIGKILL,
+    }
+    for moment, number in moments.items():
         process = subprocess.Popen(
             _command(out), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -85,8 +93,9 @@ def test_killed_at_every_kind_of_stage_it_ends_with_the_same_figures(demo: Path,
                 break
         else:
             pytest.fail(f"{moment} never came")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        process.stdout.read()
+        assert process.wait() == (130 if number == signal.SIGINT else -signal.SIGKILL)
     _run(out)
     assert _results(out) == _results(demo)
     assert losses(out) == losses(demo)
