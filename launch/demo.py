@@ -1,5 +1,6 @@
 """`vlm demo`: the whole pipeline on easy-VQA, stage by stage."""
 
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from launch.fence import launcher
 from launch.recipe import load
 from launch.stages import Stage, StageFailed, run_stages
 from shards.errors import BadInput
-from shards.files import UNFINISHED, read_json, verify_manifest
-from shards.info import DATASET_FILE, read_info
+from shards.files import UNFINISHED, read_json, verify_manifest, write_json
+from shards.info import DATASET_FILE
 from shards.verify import verify
 
 RECIPE = "demo"
@@ -41,7 +42,8 @@ class Demo:
         """A demo recipe's name, its paths moved from runs/demo to `out`, the user's overrides, and `more`."""
         found = load(recipe)
         paths = {"run": found.run, "model.base": found.model.base, "data.train": found.data.train}
-        moved = [f"{key}={self.out / Path(path).relative_to(DEFAULT)}" for key, path in paths.items()]
+        # quoted, for YAML would read a folder named 2024_01_05 as a number
+        moved = [f"{key}={json.dumps(str(self.out / Path(path).relative_to(DEFAULT)))}" for key, path in paths.items()]
         shared = [o for o in self.overrides if recipe == RECIPE or o.startswith("engine.")]
         return [recipe, *moved, *shared, *more]
 
@@ -53,12 +55,21 @@ def run_demo(demo: Demo, train_base: bool) -> None:
     if out.exists() and any(out.iterdir()) and not (out / "jobs").is_dir():
         raise BadInput(f"output folder {out} holds something else; choose another --out")
     with launcher(out):
+        _bind(demo, train_base)
         try:
             run_stages(stages(demo, train_base), recipe.cluster, out / "jobs", _say)
         except StageFailed as failure:
             print(f"vlm demo: {failure}; mend the cause and start again: finished stages are kept", file=sys.stderr)
             raise typer.Exit(failure.code) from None
     _print_table(out)
+
+
+def _bind(demo: Demo, train_base: bool) -> None:
+    """BadInput when the folder was begun with other data or another base: finished stages would stand for them."""
+    path, wanted = demo.out / "demo.json", {"limit": demo.limit, "train_base": train_base}
+    if path.exists() and (found := read_json(path)) != wanted:
+        raise BadInput(f"{demo.out}: was begun with {found}; choose another --out")
+    write_json(path, wanted)
 
 
 def stages(demo: Demo, train_base: bool) -> list[Stage]:
@@ -83,16 +94,11 @@ def _data_stages(demo: Demo, train_base: bool) -> list[Stage]:
         commands |= {"en-balanced": [*build, READER, "--balance"], "captions": [*build, f"{READER}-captions"]}
     memory = f"memory={load(RECIPE).translate.memory}"
     commands |= {f"ru-{split}": ["translate", str(demo.data / f"en-{split}"), memory] for split in ("train", "test")}
-    return [_dataset_stage(demo, name, command) for name, command in commands.items()]
+    return [_dataset_stage(name, command, demo.data / name) for name, command in commands.items()]
 
 
-def _dataset_stage(demo: Demo, name: str, command: list[str]) -> Stage:
-    out = demo.data / name
-
-    def standing() -> bool:
-        return (out / DATASET_FILE).exists() and not verify(out) and read_info(out).reader["limit"] == demo.limit
-
-    return Stage(name, [[*command, "--out", str(out)]], standing)
+def _dataset_stage(name: str, command: list[str], out: Path) -> Stage:
+    return Stage(name, [[*command, "--out", str(out)]], lambda: (out / DATASET_FILE).exists() and not verify(out))
 
 
 def _model_stage(name: str, command: list[str], *outs: Path) -> Stage:

@@ -2,9 +2,9 @@
 
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ def submit(recipe: PipelineRecipe, jobs: Sequence[Job]) -> None:
 
 def in_job(arguments: Sequence[str]) -> None:
     """Inside a Slurm job: run one `vlm` command; the process takes its exit code, on which the next job waits."""
+    # submitit would requeue the job at once and so kill the ranks while they save; they obey the signal themselves
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     if code := run_command(arguments):
         sys.exit(code)
 
@@ -111,8 +113,7 @@ def _additional(after: str | None) -> dict[str, Any]:
 def _run(recipe: PipelineRecipe, jobs: Sequence[Job]) -> None:
     # each command itself finds out what of its work is done
     stages = [Stage(job.stage, [job.arguments], lambda: False) for job in jobs]
-    # debug jobs run in this very process: there is no orphan to fence off
-    with nullcontext() if recipe.cluster.kind == "debug" else launcher(Path(recipe.run)):
+    with launcher(Path(recipe.run)):
         try:
             run_stages(stages, recipe.cluster, Path(recipe.run) / "jobs", lambda line: print(line, flush=True))
         except StageFailed as failure:

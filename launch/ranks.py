@@ -10,11 +10,12 @@ from types import FrameType
 
 from launch.fence import die_with_parent
 from vlm.stop import SIGNALS
+from vlm.world import in_srun
 
 
 def in_world() -> bool:
     """Whether torchrun or srun has started this process as one of several ranks."""
-    return "RANK" in os.environ or (int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_ID" in os.environ)
+    return "RANK" in os.environ or in_srun()
 
 
 def start_ranks(ranks: int, arguments: Sequence[str]) -> int:

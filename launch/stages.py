@@ -1,8 +1,10 @@
 """A stage: one or more `vlm` commands that run side by side, skipped when what they write already stands."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import submitit
 
 from launch.cluster import ClusterConfig, executor
 from launch.fence import die_with_parent
+from vlm.stop import SIGNALS
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,16 @@ def run_command(arguments: Sequence[str]) -> int:
     # jobs share the cores: threads that spin for each other would burn them
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     command = [sys.executable, "-u", "-m", "launch.cli", *arguments]
-    code = subprocess.run(command, env=environment, preexec_fn=die_with_parent).returncode
+    process = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
+    if "SUBMITIT_FOLDER" in os.environ and threading.current_thread() is threading.main_thread():
+        # in place of submitit's handlers, which would end the job, and so the ranks, while they save
+        for number in SIGNALS:
+            signal.signal(number, lambda number, _: process.send_signal(number))
+    try:
+        code = process.wait()
+    finally:
+        process.kill()
+        process.wait()
     return code if code >= 0 else 1
 
 

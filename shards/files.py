@@ -104,6 +104,9 @@ def write_manifest(folder: Path | str, extra: dict[str, Any] | None = None) -> N
         if path.is_symlink() or not path.is_file():
             raise BadInput(f"{path}: only plain files can be sealed; replace it by a copy")
         files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        # others wrote them: what is sealed must be on the disk before the seal
+        with open(path, "rb") as handle:
+            os.fsync(handle.fileno())
     write_json(folder / MANIFEST, {"files": files, **(extra or {})})
 
 

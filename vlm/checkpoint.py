@@ -30,6 +30,10 @@ class CheckpointConfig:
     keep: int = 2
     """Newest checkpoints that are kept; 0 keeps all."""
 
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 0:
+            raise BadInput(f"checkpoint.every={self.every} must be at least 1, checkpoint.keep={self.keep} at least 0")
+
 
 @dataclass(frozen=True)
 class State:
@@ -60,14 +64,14 @@ def read_state(folder: Path) -> State:
     return State(**read_json(folder / "state.json"))
 
 
-def save(engine: Engine, model: nn.Module, run: Path, state: State, keep: int) -> Path:
+def save(model: nn.Module, run: Path, state: State, keep: int) -> Path:
     """Write a checkpoint; collective, every rank must call it. Returns its folder."""
-    gathered = gather_trainable(engine, model)
+    gathered = gather_trainable(model)
     folder = step_folder(run, state.step)
     if dist.get_rank() == 0:
         _write(model, gathered, folder, state)
         write_atomic(folder.parent / "latest", folder.name + "\n")
-        _prune(folder.parent, keep)
+        _prune(folder.parent, keep, folder.name)
     dist.barrier()
     return folder
 
@@ -80,7 +84,6 @@ def _write(model: nn.Module, gathered: dict[str, Tensor], folder: Path, state: S
     weights = {n.removesuffix("/param"): t for n, t in gathered.items() if n.endswith("/param")}
     save_weights(model, weights, folder)
     write_json(folder / "state.json", asdict(state))
-    _sync_tree(folder)
     write_manifest(folder)
     sync_folder(folder.parent)
 
@@ -107,35 +110,29 @@ def save_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> 
     config.inference_mode = training
 
 
-def _sync_tree(folder: Path) -> None:
-    import os
-
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
-        else:
-            sync_folder(path)
-
-
-def _prune(folder: Path, keep: int) -> None:
-    whole = [p for p in sorted(folder.glob("step-????????")) if (p / "MANIFEST.json").exists()]
+def _prune(folder: Path, keep: int, newest: str) -> None:
+    # what is numbered above the newest was damaged, or the run would have resumed from it
+    whole = [p for p in sorted(folder.glob("step-????????")) if (p / "MANIFEST.json").exists() and p.name <= newest]
     for old in whole[:-keep] if keep else []:
         # the marker goes first: a half-deleted checkpoint must not look whole
         (old / "MANIFEST.json").unlink()
         shutil.rmtree(old)
 
 
-def gather_trainable(engine: Engine, model: nn.Module) -> dict[str, Tensor]:
-    """`NAME/param`, `NAME/exp_avg`, `NAME/exp_avg_sq` in float32, whole, on every rank. Collective."""
+def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
+    """`NAME/param`, `NAME/exp_avg`, `NAME/exp_avg_sq` in float32, whole, on rank 0's CPU; collective, {} elsewhere."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     gathered = {}
     for name, parameter in _trainable(model):
-        gathered[f"{name}/param"] = safe_get_full_fp32_param(parameter)
-        for key in MOMENTS:
-            gathered[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key)
-    return {n: t.detach().float().cpu().contiguous().clone() for n, t in gathered.items()}
+        for key in ("param", *MOMENTS):
+            whole = (
+                safe_get_full_fp32_param(parameter) if key == "param" else safe_get_full_optimizer_state(parameter, key)
+            )
+            # one at a time off the device: all of them together need not fit there
+            if dist.get_rank() == 0:
+                gathered[f"{name}/{key}"] = whole.detach().float().cpu().contiguous().clone()
+    return gathered
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -157,8 +154,12 @@ def load_parameters(model: nn.Module, folder: Path) -> None:
                 f"{path}: trainable weights differ from the recipe's, first {odd}; use another run directory"
             )
         for name, parameter in wanted.items():
+            tensor = saved.get_tensor(f"{name}/param")
+            if tensor.shape != parameter.shape:
+                found, wants = tuple(tensor.shape), tuple(parameter.shape)
+                raise BadInput(f"{path}: {name} is {found}, the recipe's {wants}; use another run directory")
             with torch.no_grad():
-                parameter.copy_(saved.get_tensor(f"{name}/param"))
+                parameter.copy_(tensor)
 
 
 def load_optimizer(engine: Engine, model: nn.Module, folder: Path, step: int) -> None:

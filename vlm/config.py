@@ -46,6 +46,10 @@ class Recipe:
     eval: EvalConfig = field(default_factory=EvalConfig)
     translate: TranslateConfig = field(default_factory=TranslateConfig)
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise BadInput(f"seed: {self.seed} must be at least 0")
+
     def save(self, path: Path) -> None:
         """Write the resolved recipe; loading it again gives an equal one."""
         write_atomic(path, OmegaConf.to_yaml(OmegaConf.structured(self)))
@@ -127,6 +131,8 @@ def _refuse_unknown(source: str, content: dict[str, Any], cls: type, prefix: str
         if key not in known:
             raise BadInput(f"{source}: unknown key {prefix}{key}{_nearest(str(key), list(known))}")
         inner = known[key].default_factory
+        if "${" in str(value):
+            raise BadInput(f"{source}: {prefix}{key}: interpolation is not supported, write the value")
         if isinstance(inner, type) and is_dataclass(inner):
             if not isinstance(value, dict):
                 raise BadInput(f"{source}: {prefix}{key} is a section, write {prefix}{key}.<key>")

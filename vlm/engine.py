@@ -53,6 +53,10 @@ def deepspeed_config(config: EngineConfig, optim: OptimConfig, dtype: str, world
     for key in RESERVED:
         if key in content:
             raise BadInput(f"{path}: key {key!r} is filled in from the recipe; remove it there")
+    if content.get("zero_optimization", {}).get("stage") not in (1, 2, 3):
+        raise BadInput(f"{path}: zero_optimization.stage must be 1, 2 or 3")
+    if dtype == "float16":
+        raise BadInput("model.dtype: float16 training would lose its loss scale on resume; use bfloat16 or float32")
     return {
         **content,
         "train_micro_batch_size_per_gpu": 1,
@@ -61,7 +65,6 @@ def deepspeed_config(config: EngineConfig, optim: OptimConfig, dtype: str, world
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optim.grad_clip,
         "bf16": {"enabled": dtype == "bfloat16"},
-        "fp16": {"enabled": dtype == "float16"},
         "steps_per_print": 10**9,
     }
 

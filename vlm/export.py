@@ -30,6 +30,8 @@ def write_model(
 
     `card` becomes the README.md; `extra` maps further file names to their text.
     """
+    if out.resolve() == origin.resolve() or (out / "state.json").exists():
+        raise BadInput(f"--out {out}: is the base or a checkpoint; choose another folder")
     with sealed_output(out):
         model.save_pretrained(out)
         for name in COMPANIONS:

@@ -40,6 +40,8 @@ class OptimConfig:
             raise BadInput(f"optim.schedule: {self.schedule!r} is not one of cosine, constant")
         if self.lr <= 0 or self.epochs <= 0:
             raise BadInput(f"optim.lr={self.lr}, optim.epochs={self.epochs}: both must be above 0")
+        if min(self.max_steps, self.grad_clip, self.weight_decay, self.projector_lr) < 0 or not 0 <= self.warmup <= 1:
+            raise BadInput("optim: max_steps, grad_clip, weight_decay, projector_lr from 0 on, warmup from 0 to 1")
 
 
 def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
@@ -64,10 +66,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
-    # a ZeRO-3 parameter is flattened and partitioned: its full shape is kept in ds_shape
-    shape = getattr(parameter, "ds_shape", parameter.shape)
     owners = name.split(".")
-    return len(shape) > 1 and "embed_tokens" not in owners and "lm_head" not in owners
+    return parameter.dim() > 1 and "embed_tokens" not in owners and "lm_head" not in owners
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -3,11 +3,12 @@
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,11 @@ def train(recipe: Recipe) -> Path:
     run = Path(recipe.run)
     resumed = checkpoint.newest(run)
     state = _resume_state(resumed, plan, recipe)
-    if resumed and state.step == _steps(recipe, plan):
-        return resumed
-
     world = start_world(recipe.engine)
+    if all_reduce_sum(state.step) != state.step * world.size:
+        raise RuntimeError(f"{run}: ranks see different newest checkpoints, this one step {state.step}")
+    if resumed and state.step >= _steps(recipe, plan):
+        return resumed
     events = _open_run(recipe, run, world)
     model = _build(recipe, folder, source.pixels)
     if resumed:
@@ -89,7 +91,7 @@ def finished(recipe: Recipe) -> bool:
     """Whether the run's newest checkpoint is the last step of just this recipe."""
     plan = _plan(recipe, ShardDataset.open(Path(recipe.data.train)))
     folder = checkpoint.newest(Path(recipe.run))
-    return folder is not None and _resume_state(folder, plan, recipe).step == _steps(recipe, plan)
+    return folder is not None and _resume_state(folder, plan, recipe).step >= _steps(recipe, plan)
 
 
 def _source(recipe: Recipe, folder: Path) -> Source:
@@ -109,13 +111,15 @@ def _steps(recipe: Recipe, plan: Plan) -> int:
 
 def _plan(recipe: Recipe, dataset: ShardDataset) -> Plan:
     data = recipe.data
+    template = asdict(load_template(data.template)) if data.template else ""
+    learning = [{**asdict(recipe.optim), "max_steps": 0}, asdict(recipe.adapter), recipe.model.dtype]
     return Plan(
         shard_sizes=tuple(dataset.shard_sizes),
         batch_size=data.batch_size,
         epochs=recipe.optim.epochs,
         seed=recipe.seed,
         window=data.window,
-        data_digest=json.dumps([dataset.digest, data.template, data.turns, data.max_length]),
+        bound=json.dumps([dataset.digest, template, data.turns, data.max_length, data.shift, learning]),
     )
 
 
@@ -131,7 +135,9 @@ def _open_run(recipe: Recipe, run: Path, world: World) -> Events:
 def describe_run() -> dict[str, Any]:
     """Versions, host, command and commit of this process, for `run.json`."""
     root = Path(__file__).parent.parent
-    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True)
+    git = shutil.which("git")
+    command = [git, "-C", str(root), "rev-parse", "HEAD"] if git else ["true"]
+    commit = subprocess.run(command, capture_output=True, text=True)
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
         "git": commit.stdout.strip() or None,
@@ -155,7 +161,7 @@ def _resume_state(folder: Path | None, plan: Plan, recipe: Recipe) -> State:
         return State(step=0, plan=plan.digest, base=base, seed=recipe.seed, supervised_tokens=0)
     state = checkpoint.read_state(folder)
     if state.plan != plan.digest:
-        what = "another plan (data, template, turns, seed, batch size or epochs)"
+        what = "other data or settings (sections data, adapter, optim, or seed)"
     elif state.base != base:
         what = "another model.base"
     else:
@@ -187,7 +193,7 @@ class _Training:
             stop = self.stopping.agreed()
             if stop or state.step == self.steps or state.step % self.recipe.checkpoint.every == 0:
                 run, keep = Path(self.recipe.run), self.recipe.checkpoint.keep
-                folder = checkpoint.save(self.engine, self.model, run, state, keep)
+                folder = checkpoint.save(self.model, run, state, keep)
                 self.events.write("checkpoint", step=state.step, folder=folder.name)
             if stop and state.step < self.steps:
                 self.events.write("stop", step=state.step)

@@ -18,6 +18,14 @@ class World:
     port: int
 
 
+def in_srun() -> bool:
+    """Whether srun started this process as one of several tasks.
+
+    Inside a bare sbatch script the variables are half there.
+    """
+    return "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1
+
+
 def find_world() -> World | None:
     """The world described by torchrun's variables or by srun's; None for a process started by hand.
 
@@ -29,7 +37,7 @@ def find_world() -> World | None:
         return _read(
             env["RANK"], env["WORLD_SIZE"], env.get("LOCAL_RANK", "0"), _need("MASTER_ADDR"), _need("MASTER_PORT")
         )
-    if "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+    if in_srun():
         address = env.get("MASTER_ADDR") or first_host(_need("SLURM_JOB_NODELIST"))
         port = env.get("MASTER_PORT") or str(15000 + int(_need("SLURM_JOB_ID")) % 15000)
         return _read(env["SLURM_PROCID"], env["SLURM_NTASKS"], _need("SLURM_LOCALID"), address, port)

@@ -101,7 +101,7 @@ def application(folder: Path, hosts: list[str]) -> Starlette:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound loopback socket; BadInput for another host and for a port that is taken."""
+    """A listening loopback socket; BadInput for another host and for a port that is taken."""
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -114,6 +114,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # from here on a request waits until the server is up
+        listener.listen()
     except OSError as error:
         listener.close()
         raise BadInput(f"--port {port}: cannot listen on {host} ({error.strerror}); choose another --port") from None

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_submission_is_what_the_dry_run_shows(slurm: Path, tmp_path: Path, capsy
         sent = (slurm / str(number)).read_text()
         assert sbatch_lines(sent) == [re.sub("JOB_OF_.*", str(number - 1), line) for line in sbatch_lines(text)]
         assert "srun " in sent and "--kill-on-bad-exit=0 --wait=60 --cpus-per-task=12 " in sent
-        command, *teardown = [line for line in sent.splitlines()[-6:] if line and not line.startswith("#")]
+        command, *teardown = [line for line in sent.splitlines() if line and not line.startswith("#")][-4:]
         assert command.startswith("srun ")
         assert teardown == [
             "code=$?",
@@ -126,11 +127,26 @@ def test_a_job_ends_with_the_code_of_its_command(tmp_path: Path) -> None:
     in_job(["train", "--help"])
 
 
+def test_a_job_leaves_the_stop_signal_to_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(arguments: list[str]) -> int:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return 0
+
+    monkeypatch.setattr("launch.pipeline.run_command", command)
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: heard.append(number))
+    try:
+        in_job(["train"])
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert heard == []
+
+
 @pytest.mark.parametrize(
     ("stage", "arguments", "message"),
     [
         ("trian", [], "no such stage; choose one of train, eval, merge, report, pipeline"),
-        ("eval", ["eval.data="], "eval.data: empty"),
+        ("eval", ['eval.data=""'], "eval.data: empty"),
         ("pipeline", ["adapter.method=full"], "adapter.method: full"),
         ("train", ["--cluster", "slrum"], "cluster.kind"),
         ("train", ["--cluster", "slurm"], "no sbatch"),

@@ -164,15 +164,14 @@ def test_loopback_only(runs: Path, host: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_taken_port_is_bad_input() -> None:
-    with listen("127.0.0.1", 0) as listener:
-        listener.listen()
-        with pytest.raises(BadInput, match="choose another --port"):
-            listen("127.0.0.1", listener.getsockname()[1])
+    with listen("127.0.0.1", 0) as listener, pytest.raises(BadInput, match="choose another --port"):
+        listen("127.0.0.1", listener.getsockname()[1])
 
 
 def test_missing_extra_is_named(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launch.monitor.find_spec", lambda name: name != "uvicorn" and importlib.util.find_spec(name))
+    present = importlib.util.find_spec
+    monkeypatch.setattr("launch.monitor.find_spec", lambda name: None if name == "uvicorn" else present(name))
     assert vlm(["monitor", str(runs)]) == 2
     assert "uvicorn is not installed; pip install ruvlm[monitor]" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Who am I among the ranks, and what DeepSpeed is told."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ SLURM = {
     "SLURM_LOCALID": "1",
     "SLURM_JOB_NODELIST": "gpu[03-04]",
     "SLURM_JOB_ID": "12345",
+    "SLURM_STEP_ID": "0",
 }
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 
@@ -75,6 +77,6 @@ def test_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
     factors = [learning_rate_factor(config, step, 100) for step in range(100)]
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors[10] == 1 and factors[55] == pytest.approx(0.5) and factors[99] < 0.001
-    assert all(a > b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a > b for a, b in pairwise(factors[10:]))
     constant = OptimConfig(warmup=0, schedule="constant")
     assert {learning_rate_factor(constant, step, 10) for step in range(10)} == {1.0}

@@ -1,18 +1,20 @@
 """Merging: equal logits, a plain Hugging Face folder, damage and misfits refused."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from launch.recipe import PipelineRecipe, load
 from shards.errors import BadInput
-from shards.files import verify_manifest, write_manifest
+from shards.files import verify_manifest, write_json, write_manifest
 from vlm import merge as merge_module
-from vlm.checkpoint import save_weights
+from vlm.checkpoint import State, save_weights
 from vlm.data.images import Pixels
 from vlm.merge import merge, standing
 from vlm.model.adapter import AdapterConfig, trainable
@@ -97,8 +99,46 @@ def test_damage_is_refused_by_name(model: Path, russian: Path, run: Path, tmp_pa
     assert not (tmp_path / "merged").exists()
 
 
+def test_misfits_are_refused(model: Path, russian: Path, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    shutil.copytree(run / "checkpoints" / "step-00000001" / "adapter", folder)
+    recipe = _recipe(model, russian, run)
+    recipe.eval.adapter = str(folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    # PEFT alone would warn, load the rest, and the proof would hold for a model without the adapter
+    save_file(
+        {n.replace("layers.0.", "blocks.0."): t for n, t in weights.items()}, folder / "adapter_model.safetensors"
+    )
+    with pytest.raises(BadInput, match=r"weights do not fit the base, first .*(layers|blocks)"):
+        merge(recipe, tmp_path / "merged")
+    save_file({n: t[:2] for n, t in weights.items()}, folder / "adapter_model.safetensors")
+    with pytest.raises(BadInput, match="does not fit the base"):
+        merge(recipe, tmp_path / "merged")
+    (folder / "adapter_config.json").write_text('{"peft_type": "XLORA"}')
+    with pytest.raises(BadInput, match="not a LoRA adapter"):
+        merge(recipe, tmp_path / "merged")
+    recipe.eval.adapter = str(tmp_path)
+    with pytest.raises(BadInput, match="holds no adapter_model"):
+        merge(recipe, tmp_path / "merged")
+
+
+def test_adapter_of_another_base_is_refused(model: Path, russian: Path, run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    folder = other / "checkpoints" / "step-00000001"
+    write_json(folder / "state.json", asdict(State(1, "plan", "another base's digest", 0, 1)))
+    write_manifest(folder)
+    with pytest.raises(BadInput, match=r"was trained on another model.base"):
+        merge(_recipe(model, russian, other), tmp_path / "merged")
+
+
 def test_output_folder_of_somebody_else_is_left_alone(model: Path, russian: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(BadInput, match="holds something else"):
         merge(_recipe(model, russian, run), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    with pytest.raises(BadInput, match="is the base or a checkpoint"):
+        merge(_recipe(base, russian, run), base)
+    assert not verify_manifest(base)

@@ -18,9 +18,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
+from shards.errors import BadInput
 from shards.files import verify_manifest
 from vlm import checkpoint
+from vlm.data.images import Pixels
 from vlm.events import read_events
+from vlm.model.adapter import AdapterConfig, trainable
+from vlm.model.assemble import Assembly
+from vlm.model.load import load_model
+from vlm.model.packed import PackedLlava
 from vlm.train import losses
 
 STEPS = 6
@@ -143,7 +149,7 @@ def test_finished_training_is_not_repeated_and_other_plans_are_refused(
     assert run_train(_arguments(model, russian, whole, "engine.ranks=1")).returncode == 0
     assert len(read_events(whole)) == before
     other = run_train(_arguments(model, russian, whole, "seed=5"))
-    assert other.returncode == 2 and "another plan" in other.stderr and "Traceback" not in other.stderr
+    assert other.returncode == 2 and "other data or settings" in other.stderr and "Traceback" not in other.stderr
 
 
 def test_checkpoints_are_sealed_and_damage_is_passed_over(whole: Path, tmp_path: Path) -> None:
@@ -158,6 +164,23 @@ def test_checkpoints_are_sealed_and_damage_is_passed_over(whole: Path, tmp_path:
     assert checkpoint.newest(run) == checkpoint.step_folder(run, 3)
     # the adapter holds the adapter, not the frozen base
     assert sum(p.stat().st_size for p in newest.rglob("*")) < 12 * 2**20
+
+
+def test_a_checkpoint_of_another_shape_is_refused(model: Path, whole: Path) -> None:
+    packed = PackedLlava(
+        trainable(load_model(model, "float32", packed=True), AdapterConfig(r=4), Assembly.read(model)), Pixels.of(model)
+    )
+    with pytest.raises(BadInput, match=r"lora_A.* is \(16, .*, the recipe's \(4, "):
+        checkpoint.load_parameters(packed, checkpoint.step_folder(whole, STEPS))
+
+
+def test_pruning_never_takes_what_was_just_written(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    # step 6 is there and damaged: the run resumed from 3 and now stands at 4
+    shutil.copytree(checkpoint.step_folder(run, 3), checkpoint.step_folder(run, 4))
+    checkpoint._prune(run / "checkpoints", 1, checkpoint.step_folder(run, 4).name)
+    assert checkpoint.step_folder(run, 4).exists() and not checkpoint.step_folder(run, 3).exists()
 
 
 def test_plain_peft_loads_the_adapter(model: Path, whole: Path) -> None:

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from shards.errors import BadInput
 from shards.files import read_json
+from shards.images import MAX_PIXELS, read_header
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -31,6 +33,9 @@ class Pixels:
 
     def decode(self, data: bytes) -> np.ndarray:
         """Bytes to uint8 (3, size, size): padded to a square with the mean colour, then resized, as LLaVA 1.5 does."""
+        _, width, height = read_header(data)
+        if max(width, height) ** 2 > 4 * MAX_PIXELS:
+            raise BadInput(f"image of {width}x{height} pixels: too long to be made square")
         image = Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB")
         if image.width != image.height:
             side = max(image.size)

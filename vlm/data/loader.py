@@ -41,6 +41,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if min(self.batch_size, self.micro_batch_tokens, self.max_length) < 1:
             raise BadInput("data.batch_size, data.micro_batch_tokens and data.max_length must be at least 1")
+        if min(self.window, self.shift) < 0:
+            raise BadInput("data.window and data.shift must be at least 0")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from shards.errors import BadInput
 class Plan:
     """The order of `sum(shard_sizes)` samples over `epochs`, in global batches of `batch_size`.
 
-    `window` counts the shards whose samples are shuffled together; 0 shuffles over the whole set.
+    `bound` is whatever else a run must not change: it is part of the digest. `window` counts the shards whose
+    samples are shuffled together; 0 shuffles over the whole set.
     """
 
     shard_sizes: tuple[int, ...]
@@ -28,10 +29,10 @@ class Plan:
     epochs: float
     seed: int
     window: int = 0
-    data_digest: str = ""
+    bound: str = ""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.epochs <= 0 or self.total < 1:
+        if self.batch_size < 1 or self.epochs <= 0 or self.total < 1 or self.steps < 1:
             raise BadInput(
                 f"data.batch_size={self.batch_size}, optim.epochs={self.epochs}: both must be above 0, no set empty"
             )
@@ -49,7 +50,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """Identifies the plan; a checkpoint of another plan is not resumed."""
-        fields = [self.shard_sizes, self.batch_size, self.epochs, self.seed, self.window, self.data_digest]
+        fields = [self.shard_sizes, self.batch_size, self.epochs, self.seed, self.window, self.bound]
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
     def order(self, epoch: int) -> np.ndarray:

@@ -33,5 +33,5 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.protocol not in ("direct", "backtranslate"):
             raise BadInput(f"eval.protocol: {self.protocol!r} is not one of direct, backtranslate")
-        if self.max_new_tokens < 1 or self.batch_size < 1:
-            raise BadInput("eval.max_new_tokens and eval.batch_size must be at least 1")
+        if min(self.max_new_tokens, self.batch_size) < 1 or self.limit < 0:
+            raise BadInput("eval.max_new_tokens and eval.batch_size must be at least 1, eval.limit at least 0")

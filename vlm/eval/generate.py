@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from shards.errors import BadInput
 from shards.sample import ImagePart, Message, Sample, Text
 from vlm.data.documents import Tokeniser
 from vlm.data.images import Pixels
+from vlm.data.template import IMAGE
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Answerer:
         for question in sample.questions:
             text = f"{question.question}\n{instruction}" if instruction else question.question
             ids = self.tokeniser.prompt([Message("user", (*image, Text(text)))])
+            if ids.count(self.tokeniser.image_id) != len(image) * self.tokeniser.image_tokens:
+                raise BadInput(f"sample {sample.key}: question {question.question_id} holds the text {IMAGE}")
             cut = max((i for i, t in enumerate(ids) if t == self.tokeniser.image_id), default=-1) + 1
             yield Request(index, ids[:cut], ids[cut:])
 

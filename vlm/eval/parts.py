@@ -79,7 +79,7 @@ class Journal:
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             write_atomic(self.path, whole)
-        for line in whole.splitlines():
+        for line in whole.split(b"\n")[:-1]:
             entry = json.loads(line)
             self.done[entry["key"]] = [Row(**row) for row in entry["rows"]]
 
@@ -110,11 +110,13 @@ def rows_text(rows: list[Row]) -> str:
 def read_rows(path: Path) -> Iterator[Row]:
     """Rows of a part or of predictions.jsonl, BadInput naming file and line for rubbish."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from None
     names = set(Row.__dataclass_fields__)
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             fields = json.loads(line)
             yield Row(**{name: value for name, value in fields.items() if name in names})

@@ -11,9 +11,11 @@ from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from shards.files import read_json, sha256_file, write_atomic, write_json
 from shards.translate.config import make_engine
+from vlm.checkpoint import newest, read_state
 from vlm.config import Recipe
 from vlm.eval.parts import Journal, Part, Row, claim_settings, collect, read_rows
 from vlm.eval.tasks import find_task
+from vlm.model.assemble import weights_digest
 
 CHUNK = 32
 
@@ -56,7 +58,8 @@ def evaluate(recipe: Recipe, part: Part, progress: Callable[[int, int], None] | 
     mine = part.samples(len(keys))
     if not journal.finished:
         _answer(recipe, dataset, journal, mine, adapter, progress)
-    if not all(Journal(folder, Part(i, part.of)).finished for i in range(part.of)):
+    # only looked at, never opened: another process may be writing its journal
+    if not all((folder / "parts" / Part(i, part.of).name).exists() for i in range(part.of)):
         return None
     rows = collect(folder, _expected(dataset, len(keys)))
     return _score(recipe, folder, rows, dataset, "adapter" if adapter else "base", {})
@@ -72,7 +75,8 @@ def standing(recipe: Recipe) -> bool:
         return False
     if recipe.eval.protocol == "backtranslate":
         direct = folder.parent / recipe.eval.answers / "predictions.jsonl"
-        return direct.exists() and result.get("answers") == sha256_file(direct)
+        same = (result.get("dataset") or {}).get("digest") == _dataset(recipe).digest
+        return same and direct.exists() and result.get("answers") == sha256_file(direct)
     wanted = _settings(recipe, _dataset(recipe), adapter_folder(recipe))
     return bool(read_json(folder / "settings.json") == wanted)
 
@@ -81,14 +85,18 @@ def adapter_folder(recipe: Recipe) -> Path | None:
     """`eval.adapter` resolved; `latest` is the run's newest checkpoint that verifies."""
     if not recipe.eval.adapter:
         return None
-    if recipe.eval.adapter != "latest":
-        return Path(recipe.eval.adapter)
-    from vlm.checkpoint import newest
-
-    folder = newest(Path(recipe.run))
-    if folder is None:
-        raise BadInput(f"eval.adapter=latest: {recipe.run} has no checkpoint that verifies; run `vlm train` first")
-    return folder / "adapter"
+    adapter = Path(recipe.eval.adapter)
+    if recipe.eval.adapter == "latest":
+        folder = newest(Path(recipe.run))
+        if folder is None:
+            raise BadInput(f"eval.adapter=latest: {recipe.run} has no checkpoint that verifies; run `vlm train` first")
+        adapter = folder / "adapter"
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise BadInput(f"eval.adapter: {adapter} holds no adapter_model.safetensors")
+    state = adapter.parent / "state.json"
+    if state.exists() and read_state(adapter.parent).base != weights_digest(Path(recipe.model.base)):
+        raise BadInput(f"eval.adapter: {adapter} was trained on another model.base")
+    return adapter
 
 
 def _dataset(recipe: Recipe) -> ShardDataset:
@@ -110,8 +118,6 @@ def _expected(dataset: ShardDataset, samples: int) -> dict[str, str]:
 
 
 def _settings(recipe: Recipe, dataset: ShardDataset, adapter: Path | None) -> dict[str, Any]:
-    from vlm.model.assemble import weights_digest
-
     return {
         "model": weights_digest(Path(recipe.model.base)),
         "adapter": sha256_file(adapter / "adapter_model.safetensors") if adapter else None,
@@ -132,10 +138,13 @@ def _answer(
     adapter: Path | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    left = [i for i in mine if dataset.keys[i] not in journal.done]
+    keys = dataset.keys
+    chunks = [mine[at : at + CHUNK] for at in range(0, len(mine), CHUNK)]
+    # a half-answered chunk is answered again whole: batches, and so rounding, stay as in an unbroken run
+    left = [chunk for chunk in chunks if any(keys[i] not in journal.done for i in chunk)]
     answerer = _answerer(recipe, adapter) if left else None
-    for at in range(0, len(left), CHUNK):
-        samples = [dataset.read(i) for i in left[at : at + CHUNK]]
+    for chunk in left:
+        samples = [dataset.read(i) for i in chunk]
         assert answerer is not None
         answers = answerer.answer(samples, recipe.eval.instruction)
         journal.add(
@@ -151,8 +160,8 @@ def _answer(
             ]
         )
         if progress:
-            progress(len(mine) - len(left) + at + len(samples), len(mine))
-    journal.finish([dataset.keys[i] for i in mine])
+            progress(chunk.stop - mine.start, len(mine))
+    journal.finish([keys[i] for i in mine])
 
 
 def _answerer(recipe: Recipe, adapter: Path | None) -> Any:

@@ -15,10 +15,12 @@ def read_predictions(paths: Sequence[Path]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in paths:
         try:
-            lines = path.read_text("utf-8").splitlines()
+            lines = path.read_text("utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"{path}: cannot be read ({error})") from None
         for number, line in enumerate(lines, 1):
+            if not line:
+                continue
             try:
                 row = json.loads(line)
                 identity, prediction = row["question_id"], row["prediction"]

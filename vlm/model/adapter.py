@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from shards.errors import BadInput
+from shards.files import read_json
 from vlm.model.assemble import Assembly
 
 PROJECTOR = "multi_modal_projector"
@@ -39,8 +40,8 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise BadInput(f"adapter.method: {self.method!r} is not one of {', '.join(METHODS)}")
-        if self.r < 1:
-            raise BadInput(f"adapter.r: {self.r} must be at least 1")
+        if self.r < 1 or not 0 <= self.dropout < 1:
+            raise BadInput(f"adapter.r={self.r} must be at least 1, adapter.dropout={self.dropout} in [0, 1)")
 
 
 def trainable(model: LlavaForConditionalGeneration, config: AdapterConfig, assembly: Assembly) -> nn.Module:
@@ -80,8 +81,24 @@ def _full(model: LlavaForConditionalGeneration, config: AdapterConfig, assembly:
 METHODS = {"lora": _lora, "projector": _projector, "full": _full}
 
 
-def load_adapter(model: LlavaForConditionalGeneration, folder: Path, **kwargs: Any) -> PeftModel:
-    """PEFT's own loading, from safetensors only."""
-    if not (folder / "adapter_model.safetensors").exists():
+def load_adapter(model: LlavaForConditionalGeneration, folder: Path) -> PeftModel:
+    """PEFT's own loading, of a LoRA adapter in safetensors form only.
+
+    Raises BadInput when it is something else, or where its weights and the base's layers do not match one to one:
+    PEFT itself would load what fits and warn.
+    """
+    weights = folder / "adapter_model.safetensors"
+    if not weights.exists():
         raise BadInput(f"{folder} holds no adapter_model.safetensors; give a checkpoint's adapter folder")
-    return PeftModel.from_pretrained(model, folder, **kwargs)
+    config = read_json(folder / "adapter_config.json", max_bytes=2**20)
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise BadInput(f"{folder}/adapter_config.json: not a LoRA adapter")
+    try:
+        adapted = PeftModel.from_pretrained(model, folder)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise BadInput(f"{folder}: does not fit the base ({str(error).splitlines()[0]})") from error
+    with safe_open(weights, "pt") as saved:
+        odd = set(saved.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if odd:
+        raise BadInput(f"{folder}: weights do not fit the base, first {min(odd)}")
+    return adapted

@@ -1,8 +1,10 @@
 """Join a vision tower and a language model into one LLaVA model; every size follows the two configs."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -46,7 +48,10 @@ class Assembly:
         path = folder / "assembly.json"
         if not path.exists():
             raise BadInput(f"model.base: {folder} has no assembly.json; make it with `vlm assemble --out {folder}`")
-        return cls(**read_json(path))
+        try:
+            return cls(**read_json(path))
+        except TypeError:
+            raise BadInput(f"{path}: garbage; assemble the model again") from None
 
 
 def assemble(
@@ -69,6 +74,7 @@ def assemble(
     """
     chat = load_template(template)
     tower = _load_tower(vision)
+    clip = read_json(vision / "preprocessor_config.json")
     text_model = _load_language(language)
     tokenizer = AutoTokenizer.from_pretrained(language, trust_remote_code=False)
     torch.manual_seed(seed)
@@ -86,24 +92,23 @@ def assemble(
     )
     with sealed_output(out):
         model.save_pretrained(out)
-        save_processor(out, vision, tokenizer, chat, tower.config.patch_size)
+        save_processor(out, clip, tokenizer, chat, tower.config.patch_size)
         write_json(out / "assembly.json", asdict(assembly))
     return assembly
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 of a model folder's safetensors file or index; as its manifest says, where there is one."""
-    name = _weights_file(folder)
-    if (folder / MANIFEST).exists():
-        return str(read_json(folder / MANIFEST)["files"][name]["sha256"])
-    return sha256_file(folder / name)
+    """sha256 over the digests of a model folder's safetensors files; as its manifest says, where there is one."""
+    _weights_file(folder)
+    sealed = read_json(folder / MANIFEST)["files"] if (folder / MANIFEST).exists() else {}
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    digests = [sealed[name]["sha256"] if name in sealed else sha256_file(folder / name) for name in files]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _weights_file(folder: Path) -> str:
-    for name in ("model.safetensors", "model.safetensors.index.json"):
-        if (folder / name).exists():
-            return name
-    raise BadInput(f"{folder} has no model.safetensors; save the model in safetensors form first")
+def _weights_file(folder: Path) -> None:
+    if not any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
+        raise BadInput(f"{folder} has no model.safetensors; save the model in safetensors form first")
 
 
 def _load_tower(folder: Path) -> CLIPVisionModel:
@@ -170,10 +175,9 @@ def _generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
 
 
 def save_processor(
-    out: Path, vision: Path, tokenizer: PreTrainedTokenizerFast, chat: ChatTemplate, patch_size: int
+    out: Path, clip: dict[str, Any], tokenizer: PreTrainedTokenizerFast, chat: ChatTemplate, patch_size: int
 ) -> None:
     """Write the LLaVA processor (image processor, tokenizer, chat template) beside the weights."""
-    clip = read_json(vision / "preprocessor_config.json")
     side = clip["crop_size"]["height"] if isinstance(clip["crop_size"], dict) else clip["crop_size"]
     processor = LlavaProcessor(
         image_processor=LlavaImageProcessorPil(

@@ -17,9 +17,9 @@ class PackedLlava(nn.Module):
     so that ZeRO-3's gathering hooks fire.
     """
 
-    def __init__(self, model: nn.Module, pixels: Pixels, loss_chunk: int = 4096) -> None:
+    def __init__(self, model: nn.Module, pixels: Pixels) -> None:
         super().__init__()
-        self.model, self.pixels, self.loss_chunk = model, pixels, loss_chunk
+        self.model, self.pixels = model, pixels
 
     @property
     def llava(self) -> LlavaForConditionalGeneration:
@@ -32,14 +32,9 @@ class PackedLlava(nn.Module):
         """Sum (not mean) of next-token cross-entropy over the row's supervised tokens, a float32 scalar."""
         hidden_TD = self.hidden(batch)
         supervised = (batch.labels != IGNORE).nonzero().squeeze(1)
-        labels = batch.labels[supervised]
-        # a row without labels still runs the head once: under ZeRO-3 every rank must gather the same parameters
-        chunks = max(1, -(-len(supervised) // self.loss_chunk))
-        total = hidden_TD.sum().float() * 0
-        for rows, targets in zip(supervised.chunk(chunks), labels.chunk(chunks), strict=True):
-            logits = self.llava.lm_head(hidden_TD[rows]).float()
-            total = total + F.cross_entropy(logits, targets, reduction="sum")
-        return total
+        # an empty selection still runs the head: under ZeRO-3 every rank must gather the same parameters equally often
+        logits = self.llava.lm_head(hidden_TD[supervised]).float()
+        return F.cross_entropy(logits, batch.labels[supervised], reduction="sum")
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Last hidden states (T, hidden) of the row, after the final norm."""
@@ -50,7 +45,7 @@ class PackedLlava(nn.Module):
         if len(batch.pixels):
             embeds_TD = embeds_TD.masked_scatter(at_image[:, None], features_ID)
         else:
-            embeds_TD = embeds_TD + features_ID.sum() * 0
+            embeds_TD = embeds_TD + (features_ID * 0).sum()
         outputs = llava.model.language_model(
             inputs_embeds=embeds_TD[None],
             position_ids=batch.position_ids[None],
