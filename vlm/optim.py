@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shards.errors import BadInput
-from vlm.model.adapter import PROJECTOR
+from vlm.model.adapter import NEW_TOKENS, PROJECTOR
 
 
 @dataclass(kw_only=True)
@@ -18,6 +18,8 @@ class OptimConfig:
     """Peak learning rate."""
     projector_lr: float = 0.0
     """Peak learning rate of the projector; 0 takes `lr`."""
+    token_lr: float = 0.0
+    """Peak learning rate of the added tokens' embeddings; 0 takes `lr`."""
     epochs: float = 1.0
     """Passes over the training set; fractions are allowed."""
     max_steps: int = 0
@@ -40,8 +42,13 @@ class OptimConfig:
             raise BadInput(f"optim.schedule: {self.schedule!r} is not one of cosine, constant")
         if self.lr <= 0 or self.epochs <= 0:
             raise BadInput(f"optim.lr={self.lr}, optim.epochs={self.epochs}: both must be above 0")
-        if min(self.max_steps, self.grad_clip, self.weight_decay, self.projector_lr) < 0 or not 0 <= self.warmup <= 1:
-            raise BadInput("optim: max_steps, grad_clip, weight_decay, projector_lr from 0 on, warmup from 0 to 1")
+        if (
+            min(self.max_steps, self.grad_clip, self.weight_decay, self.projector_lr, self.token_lr) < 0
+            or not 0 <= self.warmup <= 1
+        ):
+            raise BadInput(
+                "optim: max_steps, grad_clip, weight_decay, projector_lr, token_lr from 0 on, warmup from 0 to 1"
+            )
 
 
 def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
@@ -59,7 +66,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            peak = config.projector_lr if config.projector_lr and PROJECTOR in name.split(".") else config.lr
+            owners = name.split(".")
+            own = config.projector_lr if PROJECTOR in owners else config.token_lr if NEW_TOKENS in owners else 0.0
+            peak = own or config.lr
             decay = config.weight_decay if _decays(name, parameter) else 0.0
             groups.setdefault((peak, decay), []).append(parameter)
     return [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 
 from shards.dataset import ShardDataset
 from shards.errors import BadInput
@@ -30,6 +31,7 @@ from vlm.data.template import load_template
 from vlm.engine import Engine, all_reduce_sum, deepspeed_config, start_world
 from vlm.events import Events, Heartbeat, read_events
 from vlm.model.adapter import trainable
+from vlm.model.alignment import parallel_texts, start_at_translations
 from vlm.model.assemble import Assembly, weights_digest
 from vlm.model.attention import choose_backend
 from vlm.model.load import DTYPES, load_model, load_tokenizer, model_folder, sliding_window
@@ -60,7 +62,7 @@ def train(recipe: Recipe) -> Path:
     if resumed and state.step >= _steps(recipe, plan):
         return resumed
     events = _open_run(recipe, run, world)
-    model = _build(recipe, folder, source.pixels)
+    model = _build(recipe, folder, source)
     if resumed:
         checkpoint.load_parameters(model, resumed)
     config = deepspeed_config(recipe.engine, recipe.optim, recipe.model.dtype, world.size)
@@ -148,10 +150,14 @@ def describe_run() -> dict[str, Any]:
     }
 
 
-def _build(recipe: Recipe, folder: Path, pixels: Pixels) -> PackedLlava:
+def _build(recipe: Recipe, folder: Path, source: Source) -> PackedLlava:
     torch.manual_seed(recipe.seed)
-    llava = load_model(folder, recipe.model.dtype, packed=True)
-    return PackedLlava(trainable(llava, recipe.adapter, Assembly.read(folder)), pixels)
+    assembly = Assembly.read(folder)
+    model = trainable(load_model(folder, recipe.model.dtype, packed=True), recipe.adapter, assembly)
+    if isinstance(model, PeftModel) and recipe.adapter.new_tokens and recipe.adapter.align_tokens:
+        texts = parallel_texts(source.dataset)
+        start_at_translations(model, load_tokenizer(folder), texts, assembly.new_token_ids)
+    return PackedLlava(model, source.pixels)
 
 
 def _resume_state(folder: Path | None, plan: Plan, recipe: Recipe) -> State:

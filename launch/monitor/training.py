@@ -13,7 +13,7 @@ from launch.monitor.words import plain
 from vlm.events import iterate_events
 
 EVENTS = "events.jsonl"
-# about 200,000 steps
+# about 200,000 steps; of a longer run the starts before them are not counted
 LAST_BYTES = 64 << 20
 _KINDS = ("start", "step", "checkpoint", "stop", "end")
 _RECENT = 50

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 import launch.status
 from launch.cli import run as vlm
+from launch.monitor.outputs import _count_rows
 from launch.monitor.runs import RunStatus, collect
 from shards.files import write_manifest
+from vlm.events import iterate_events
 
 NOW = 1_700_000_000.0
 MakeRun = Callable[..., Path]
@@ -133,12 +136,14 @@ def test_only_checkpoints_that_verify_count(make_run: MakeRun) -> None:
     assert found.to_json(found.checkpoint.time + 5)["checkpoint"]["age_seconds"] == 5
 
 
-def test_problems_of_progress(make_run: MakeRun) -> None:
+def test_problems_of_progress(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("a", [START, *steps(1, 31, 1, 1)], (1, 1), (10,))
     assert only(run).problems == ("no whole checkpoint for 21 steps, one is due every 10",)
     with open(run / "events.jsonl", "a") as handle:
         handle.write('{"event": "step", "step": 32, "loss": NaN, "time": 1699999999.5}\n')
     assert "the loss of step 32 is not a finite number" in only(run).problems
+    monkeypatch.setattr("launch.monitor.runs.shutil.disk_usage", lambda path: SimpleNamespace(free=100))
+    assert any(problem.startswith("100 B free on the disk, a checkpoint takes") for problem in only(run).problems)
     stuck = make_run("b", [START, START, START, *steps(1, 4, 1, 1)], (1, 1))
     assert only(stuck).problems == ("the last 3 starts were all at step 0: no checkpoint in between",)
 
@@ -164,6 +169,25 @@ def test_evaluations(make_run: MakeRun) -> None:
     (run / "merged").mkdir()
     (run / "merged" / ".unfinished").touch()
     assert (only(run).stage, only(run).state) == ("merge", "running")
+
+
+def test_answers_are_counted_across_blocks(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("a", [START, event("end", 5, step=1)])
+    (run / "eval" / "ru" / "parts").mkdir(parents=True)
+    (run / "eval" / "ru" / "parts" / "part-00000-of-00001.jsonl").write_text('{"question_id": "1"}\n' * 50)
+    for block in (1, 7, 16):
+        monkeypatch.setattr("launch.monitor.outputs._CHUNK", block)
+        _count_rows.cache_clear()
+        assert only(run).evaluations[0].answered == 50
+
+
+def test_of_a_long_file_the_end_is_read(make_run: MakeRun) -> None:
+    run = make_run("a", [START, *steps(1, 50, 1, 1)])
+    size = (run / "events.jsonl").stat().st_size
+    assert next(e["event"] for e in iterate_events(run, size)) == "start"
+    assert len(list(iterate_events(run, size - 1))) == 50
+    last = [e["step"] for e in iterate_events(run, 1000)]
+    assert last == list(range(last[0], 51)) and 1 < len(last) < 10
 
 
 def test_runs_are_found_at_any_depth_problems_first(make_run: MakeRun) -> None:

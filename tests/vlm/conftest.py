@@ -45,7 +45,7 @@ def model(english: Path, russian: Path, tmp_path_factory: pytest.TempPathFactory
         folder / "assembled",
         template="mistral-instruct",
         new_language_texts=dataset_texts(russian),
-        new_tokens=64,
+        new_tokens=256,
     )
     return folder / "assembled"
 

@@ -13,6 +13,7 @@ from shards.files import read_json
 from vlm.model.assemble import Assembly
 
 PROJECTOR = "multi_modal_projector"
+NEW_TOKENS = "trainable_tokens_delta"
 LINEAR = "(q|k|v|o|gate|up|down)_proj"
 
 
@@ -34,6 +35,8 @@ class AdapterConfig:
     """Train the projector together with LoRA."""
     new_tokens: bool = True
     """Train the embeddings of tokens that `vlm assemble` added."""
+    align_tokens: bool = True
+    """Start added tokens at the embeddings of the tokens they translate, where the training set keeps its originals."""
     tower: bool = False
     """Train the vision tower too (method full only)."""
 
