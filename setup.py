@@ -13,7 +13,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["vlm", "vlm.*", "launch", "launch.*", "shards", "shards.*"]),
     package_data={
-        "vlm": ["recipes/*.yaml", "demo/base/**", "report/*.html"],
+        "vlm": ["recipes/*.yaml", "demo/english_base/*", "report/*.html"],
         "shards.translate": ["memories/*.tsv"],
         "launch.monitor": ["*.html", "page.js"],
     },

@@ -442,7 +442,7 @@ def demo_base(assembled: Annotated[Path, typer.Option()], out: Out) -> None:
 def demo_keep(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], out: Out) -> None:
     """Store a base trained by `vlm demo --train-base` in bfloat16 with its card.
 
-    Example: vlm demo-keep runs/demo --out vlm/demo/base
+    Example: vlm demo-keep runs/demo --out vlm/demo/english_base
     """
     _quiet()
     from vlm.demo.base import keep

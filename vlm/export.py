@@ -32,6 +32,10 @@ def write_model(
     """
     if out.resolve() == origin.resolve() or (out / "state.json").exists():
         raise BadInput(f"--out {out}: is the base or a checkpoint; choose another folder")
+    for config in (model.config, model.config.text_config, model.config.vision_config):
+        config._name_or_path = ""
+    # training switches it off; whoever generates wants it
+    model.config.use_cache = model.config.text_config.use_cache = True
     with sealed_output(out):
         model.save_pretrained(out)
         for name in COMPANIONS:

@@ -1,4 +1,4 @@
-"""The English base that stands in for "LLaVA 1.5, pretrained": made by three trainings, kept in `vlm/demo/base`."""
+"""The English base that stands in for "LLaVA 1.5, pretrained": made by four trainings, kept in `vlm/demo/english_base`."""
 
 import math
 import shutil
@@ -16,7 +16,7 @@ from vlm.events import Events, read_events
 from vlm.export import write_model
 from vlm.model.load import load_model, load_tokenizer
 
-KEPT = Path(__file__).parent / "base"
+KEPT = Path(__file__).parent / "english_base"
 # what must be equal for kept weights to fit an assembled model
 SHAPE_FILES = ("config.json", "tokenizer.json", "assembly.json")
 
@@ -58,7 +58,7 @@ def _comparable(content: Any) -> Any:
     """
     if not isinstance(content, dict):
         return content
-    ignored = ("dtype", "transformers_version", "vision_digest", "language_digest")
+    ignored = ("dtype", "use_cache", "transformers_version", "vision_digest", "language_digest")
     return {key: _comparable(value) for key, value in content.items() if key not in ignored}
 
 

@@ -148,6 +148,8 @@ def _join(
     tower: CLIPVisionModel, text_model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, feature_layer: int
 ) -> LlavaForConditionalGeneration:
     text_model.resize_token_embeddings(len(tokenizer))
+    # where the parts lay on this machine is nobody's business, and would make equal models differ
+    tower.config._name_or_path = text_model.config._name_or_path = ""
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=text_model.config,

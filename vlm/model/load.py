@@ -49,7 +49,8 @@ def load_model(folder: Path, dtype: str, packed: bool) -> LlavaForConditionalGen
         trust_remote_code=False,
     )
     # a cache made in training lets documents of a packed row see each other without any error
-    model.config.use_cache = model.config.text_config.use_cache = not packed
+    if packed:
+        model.config.use_cache = model.config.text_config.use_cache = False
     return model
 
 
