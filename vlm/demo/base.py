@@ -1,4 +1,4 @@
-"""The English base that stands in for "LLaVA 1.5, pretrained": made by four trainings, kept in `vlm/demo/english_base`."""
+"""The English base that stands in for "LLaVA 1.5, pretrained": made by four trainings, kept in `english_base`."""
 
 import math
 import shutil
