@@ -85,8 +85,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, steps: int) -> float:
-    """Set every group's rate for `step`; returns the first group's."""
+    """Set every group's rate for `step`; returns that of a group at `optim.lr`."""
     factor = learning_rate_factor(config, step, steps)
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-    return float(optimizer.param_groups[0]["lr"])
+    return config.lr * factor
