@@ -76,7 +76,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (["demo", "--out", str(out), "optim.lrr=1"], "did you mean lr"),
         (assemble, "no config.json"),
         ([*assemble, "--new-tokens", "3"], "together"),
-        (["train", "demo", f"run={out}", "data.train=nowhere"], "model.base"),
+        (["train", "demo", f"run={out}", "model.base=nowhere"], "model.base: nowhere"),
         (["eval", "demo", f"run={out}"], "eval.data: empty"),
         (["score", "exactly", str(lines), "--truth", str(out)], "choose exact"),
         (["merge", "demo", f"run={out}", "model.base=nowhere"], "model.base: nowhere"),

@@ -20,7 +20,7 @@ from vlm.demo.contrastive import Settings, contrastive_loss
 from vlm.export import export
 from vlm.train import losses
 
-MODULES = ("vision_tower", "multi_modal_projector", "language_model", "lm_head")
+MODULES = ("vision_tower", "multi_modal_projector", "language_model")
 
 
 def _moved(before: Path, after: Path) -> set[str]:

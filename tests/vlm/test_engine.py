@@ -61,7 +61,15 @@ def test_shipped_configs_are_completed_from_the_recipe(name: str) -> None:
         1,
         0.7,
     )
-    assert config["bf16"]["enabled"] and not config["fp16"]["enabled"]
+    assert config["bf16"]["enabled"]
+
+
+def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="float16 training"):
+        deepspeed_config(EngineConfig(), OptimConfig(), "float16", 1)
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(BadInput, match="stage must be 1, 2 or 3"):
+        deepspeed_config(EngineConfig(deepspeed=str(tmp_path / "mine.json")), OptimConfig(), "float32", 1)
 
 
 @pytest.mark.parametrize("key", RESERVED)

@@ -101,11 +101,13 @@ def test_backtranslation_scores_in_the_source_language(
     model: Path, english: Path, russian: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Oracle:
-        """Answers every question rightly, but for one with a word that no memory knows."""
+        """Answers every question rightly, but for two with words that no memory knows."""
 
         def answer(self, samples: list[Any], instruction: str) -> list[list[str]]:
             answers = [[q.answers[0] for q in s.questions] for s in samples]
+            # neither is in the memory, and the second would be right as it stands
             answers[0][0] = "сиреневый"
+            answers[1][0] = {"да": "yes", "нет": "no"}.get(answers[1][0], "circle")
             return answers
 
     monkeypatch.setattr(eval_run, "_answerer", lambda recipe, adapter: Oracle())
@@ -118,8 +120,8 @@ def test_backtranslation_scores_in_the_source_language(
         Part(0, 1),
     )  # fmt: skip
     assert direct is not None and back is not None
-    assert direct.correct == back.correct == direct.n - 1
-    assert (back.lang, back.protocol, back.untranslated) == ("en", "backtranslate", 1)
+    assert direct.correct == back.correct == direct.n - 2
+    assert (back.lang, back.protocol, back.untranslated) == ("en", "backtranslate", 2)
     assert {r.prediction for r in read_rows(tmp_path / "eval" / "back" / "predictions.jsonl")} >= {"yes", "no"}
     with pytest.raises(BadInput, match=r"eval.answers: .*nothing has no result.json"):
         evaluate(_recipe(model, english, tmp_path, "eval.protocol=backtranslate", "eval.answers=nothing"), Part(0, 1))

@@ -220,16 +220,23 @@ def _backtranslate(recipe: Recipe, folder: Path, dataset: ShardDataset) -> Resul
         for r in rows
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    missing = sum(back[r.prediction] is None for r in rows)
-    extra = {"untranslated": missing, "answers": sha256_file(direct / "predictions.jsonl")}
-    return _score(recipe, folder, translated, dataset, before["model"], extra)
+    # an answer that cannot be translated back is no answer, even where its raw text would happen to be right
+    lost = frozenset(r.question_id for r in rows if back[r.prediction] is None)
+    extra = {"untranslated": len(lost), "answers": sha256_file(direct / "predictions.jsonl")}
+    return _score(recipe, folder, translated, dataset, before["model"], extra, lost)
 
 
 def _score(
-    recipe: Recipe, folder: Path, rows: Sequence[Row], dataset: ShardDataset, model: str, extra: dict[str, Any]
+    recipe: Recipe,
+    folder: Path,
+    rows: Sequence[Row],
+    dataset: ShardDataset,
+    model: str,
+    extra: dict[str, Any],
+    lost: frozenset[str] = frozenset(),
 ) -> Result:
     task = find_task(recipe.eval.task)
-    points = [task.correct(r.prediction, r.answers) for r in rows]
+    points = [0.0 if r.question_id in lost else task.correct(r.prediction, r.answers) for r in rows]
     text = "".join(
         json.dumps({**asdict(r), "correct": p == 1.0}, ensure_ascii=False) + "\n"
         for r, p in zip(rows, points, strict=True)
