@@ -52,7 +52,7 @@ def test_one_launcher_a_run_directory(tmp_path: Path) -> None:
 
 def test_jobs_of_a_killed_launcher_end_before_the_next_one_starts(tmp_path: Path) -> None:
     # a launcher with a job that would run for ever, both real processes
-    job = "import time; from launch.fence import guard; guard(); print('working', flush=True); time.sleep(1000)"
+    job = "import signal; from launch.fence import guard; guard(); print('working', flush=True); signal.pause()"
     code = (
         "import subprocess, sys; from pathlib import Path; from launch.fence import launcher\n"
         f"with launcher(Path({str(tmp_path)!r})):\n"
