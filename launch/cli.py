@@ -11,6 +11,7 @@ import typer
 from launch.fence import guard
 from shards.errors import BadInput
 from vlm.stop import Requeue
+from vlm.world import find_world
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -206,7 +207,8 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
         check(loaded)
         raise typer.Exit(start_ranks(loaded.engine.ranks, ["train", recipe, *(overrides or [])]))
     folder = run_training(loaded)
-    if os.environ.get("RANK", "0") == "0":
+    world = find_world()
+    if world is None or world.rank == 0:
         print(f"done: {folder}", flush=True)
 
 

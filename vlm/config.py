@@ -129,7 +129,8 @@ def _refuse_unknown(source: str, content: dict[str, Any], cls: type, prefix: str
     known = {f.name: f for f in fields(cls)}
     for key, value in content.items():
         if key not in known:
-            raise BadInput(f"{source}: unknown key {prefix}{key}{_nearest(str(key), list(known))}")
+            nearest = _nearest(f"{prefix}{key}", [prefix + name for name in known])
+            raise BadInput(f"{source}: unknown key {prefix}{key}{nearest}")
         inner = known[key].default_factory
         if "${" in str(value):
             raise BadInput(f"{source}: {prefix}{key}: interpolation is not supported, write the value")

@@ -73,7 +73,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (["translate", str(tmp_path / "none"), "--out", str(out), "memory=easy_vqa.en-ru"], "vlm shards build"),
         (["translate", str(tmp_path / "none"), "--out", str(out), "memry=x"], "did you mean memory"),
         (["demo", "--out", str(taken)], "holds something else"),
-        (["demo", "--out", str(out), "optim.lrr=1"], "did you mean lr"),
+        (["demo", "--out", str(out), "optim.lrr=1"], "did you mean optim.lr"),
         (assemble, "no config.json"),
         ([*assemble, "--new-tokens", "3"], "together"),
         (["train", "demo", f"run={out}", "model.base=nowhere"], "model.base: nowhere"),

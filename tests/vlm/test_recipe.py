@@ -26,7 +26,7 @@ def test_a_recipe_states_its_difference_and_survives_saving(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["adapter.rr=4"], r"command line: unknown key adapter.rr; did you mean r\?"),
+        (["adapter.rr=4"], r"command line: unknown key adapter.rr; did you mean adapter.r\?"),
         (["optm.lr=1"], "unknown key optm; did you mean optim"),
         (["optim.lr=fast"], "command line: optim.lr: .*fast"),
         (["optim=3"], "optim is a section"),

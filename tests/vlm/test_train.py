@@ -200,7 +200,7 @@ def test_plain_peft_loads_the_adapter(model: Path, whole: Path) -> None:
         ("model.base=nowhere", "model.base: nowhere is not a model folder"),
         ("data.max_length=66", "data.max_length"),
         ("engine.deepspeed=zero9", "choose zero2, zero3"),
-        ("data.trian=x", "did you mean train"),
+        ("data.trian=x", "did you mean data.train"),
     ],
 )
 def test_bad_input_ends_before_any_rank_starts(
