@@ -1,50 +1,39 @@
-"""Samples of a reader to a dataset folder of tar shards."""
+"""Rows of a reader to a dataset folder of tar shards."""
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 import re
-import shutil
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable, Collection
+from contextlib import closing, suppress
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
+import PIL
+
+from shards.ahead import cores, in_order
+from shards.assembly import Assembly, Limits, TooManyRejected
+from shards.encoding import Encoding
 from shards.errors import BadInput
-from shards.files import UNFINISHED, claim_output, release_output, write_json
-from shards.info import DATASET_FILE, DatasetInfo, ShardInfo, check_name, read_info
+from shards.files import UNFINISHED, claim_output, read_json, release_output, write_json, write_json_lines
+from shards.info import DATASET_FILE, DatasetInfo, FileInfo, check_name, file_info
+from shards.journal import JOURNAL, Journal
+from shards.origin import portable, sources, stamps
+from shards.prepare import TokenLimit, prepare
 from shards.readers.base import Reader, ReaderOptions
-from shards.sample import Sample
-from shards.tar import ShardWriter
+from shards.settings import BuildSettings
+from shards.tokens import TokenCounter
+
+REJECTED_FILE = "rejected.jsonl"
+DUPLICATES_FILE = "duplicates.jsonl"
 
 _OURS = re.compile(
-    r".+-\d{6}\.(tar|index\.json)|quality\.json|rejected\.jsonl|\.progress\.jsonl|\..+\.tmp|" + re.escape(UNFINISHED)
+    r".+-\d{6}\.(tar|index\.json)|(rejected|duplicates)\.jsonl|quality\.(json|html)|"
+    r"\.progress\.sqlite(-journal|-wal|-shm)?|\.translate-.+|\..+\.tmp|" + re.escape(UNFINISHED)
 )
-
-
-@dataclass
-class _Tally:
-    """Counts over all samples, and the first place of every key and question."""
-
-    samples: int = 0
-    questions: int = 0
-    images: int = 0
-    languages: set[str] = field(default_factory=set)
-    keys: dict[str, int] = field(default_factory=dict)
-    question_ids: dict[str, str] = field(default_factory=dict)
-
-    def add(self, sample: Sample) -> None:
-        self.samples += 1
-        if sample.key in self.keys:
-            first = self.keys[sample.key]
-            raise BadInput(f"samples {first} and {self.samples} of the source have the same key {sample.key!r}")
-        self.keys[sample.key] = self.samples
-        for question in sample.questions:
-            other = self.question_ids.setdefault(question.question_id, sample.key)
-            if other != sample.key:
-                raise BadInput(f"samples {other!r} and {sample.key!r} share question_id {question.question_id!r:.100}")
-        self.questions += len(sample.questions)
-        self.images += sample.image is not None
-        self.languages.add(sample.lang)
 
 
 def build(
@@ -54,81 +43,149 @@ def build(
     name: str | None = None,
     samples_per_shard: int = 500,
     progress: Callable[[int], None] | None = None,
+    settings: BuildSettings | None = None,
 ) -> DatasetInfo:
-    """Write the reader's samples below `out`; two builds of one source are byte-identical.
+    """Write the reader's samples in folder `out`; two builds of one source are byte-identical.
 
     `name` is the stem of the shards, READER-SPLIT if not given. `progress` gets the number of samples done.
-    BadInput leaves no half-written folder; an interrupted build starts again.
+    An interrupted build goes on after its last whole shard. BadInput leaves nothing behind, unless whole shards stand:
+    they stay, `.unfinished` and with rejected.jsonl, for a build that goes on.
     """
+    settings = settings or BuildSettings()
     name = check_name(name or f"{reader.name}-{options.split}", "--name")
     if samples_per_shard < 1:
         raise BadInput(f"samples_per_shard is {samples_per_shard}; at least 1 is wanted")
-    # The first sample is read before the output is touched: most mistakes in the input show here.
-    samples = iter(reader.read(options))
-    first = next(samples, None)
+    # The first row is read before the output is touched: most mistakes in the input show here.
+    drafts = islice(reader.drafts(options), options.limit)
+    first = next(drafts, None)
     if first is None:
         raise BadInput(f"reader {reader.name} found no samples; check --input, --split and --limit")
+    limits = Limits(samples_per_shard, settings.bytes_per_shard, settings.max_rejected)
+    tokens = _token_limit(settings)
+    work = partial(prepare, encoding=settings.encoding, decode=settings.decode, limit=tokens)
+    info = _description(reader, options, name, settings.encoding, tokens)
     created = claim_dataset(out, name)
-    clear_output(out, keep={UNFINISHED})
-    tally = _Tally()
-    try:
-        shards = _write_shards(chain([first], samples), tally, out, name, samples_per_shard, progress)
-    except BadInput:
-        if created:
-            shutil.rmtree(out)
-        else:
-            clear_output(out)
-        raise
-    info = DatasetInfo(
+    with closing(Journal(out, _work(info, options, out, limits, settings))) as journal:
+        clear_output(out, keep={UNFINISHED, JOURNAL, *journal.files})
+        # Rows that a standing shard holds, or that were rejected before it was full, are not made again.
+        left = islice(chain([first], drafts), journal.tally.rows, None)
+        try:
+            with (
+                Assembly(journal, out, name, limits) as assembly,
+                closing(in_order(left, work, settings.workers or cores())) as prepared,
+            ):
+                for rows in prepared:
+                    assembly.take(rows)
+                    if progress:
+                        progress(journal.tally.samples)
+                assembly.finish()
+            return _finish(out, info, journal, options)
+        except BadInput as error:
+            if not journal.shards:
+                _withdraw(out, created, journal)
+                raise
+            raise _interrupted(error, out, journal, options) from error
+
+
+def _token_limit(settings: BuildSettings) -> TokenLimit | None:
+    if settings.tokenizer is None or settings.max_tokens is None:
+        return None
+    return TokenLimit(TokenCounter(settings.tokenizer), settings.max_tokens)
+
+
+def _description(
+    reader: Reader, options: ReaderOptions, name: str, encoding: Encoding, tokens: TokenLimit | None
+) -> DatasetInfo:
+    """What is known of the dataset before it is written."""
+    written_anew = {} if encoding.keeps else {"encoding": asdict(encoding)}
+    limited = {} if tokens is None else {"tokenizer": tokens.counter.name, "max_tokens": tokens.most}
+    return DatasetInfo(
         name=name,
-        lang=next(iter(tally.languages)) if len(tally.languages) == 1 else "mul",
+        lang="mul",
         split=options.split,
         source=reader.source,
         licence=reader.licence,
+        samples=0,
+        questions=0,
+        images=0,
+        shards=(),
+        reader={"name": reader.name, **options.to_json(), **written_anew, **limited},
+        versions=versions() | ({"pillow": PIL.__version__} if written_anew else {}),
+    )
+
+
+def _work(info: DatasetInfo, options: ReaderOptions, out: Path, limits: Limits, settings: BuildSettings) -> str:
+    """Digest of all that decides which bytes are written."""
+    read = sources(options) + ([settings.tokenizer] if settings.tokenizer else [])
+    decisive = [info.to_json(), stamps(read, out), limits.samples, limits.bytes, settings.decode]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def _finish(out: Path, info: DatasetInfo, journal: Journal, options: ReaderOptions) -> DatasetInfo:
+    """Write what describes the whole, dataset.json last; all of it follows from the journal."""
+    tally = journal.tally
+    files = []
+    if tally.rejected:
+        files.append(_write_rejected(out, journal, options))
+    if tally.duplicates:
+        write_json_lines(out / DUPLICATES_FILE, journal.duplicates())
+        files.append(file_info(out / DUPLICATES_FILE))
+    info = replace(
+        info,
+        lang=tally.languages[0] if len(tally.languages) == 1 else "mul",
         samples=tally.samples,
         questions=tally.questions,
         images=tally.images,
-        shards=tuple(shards),
-        reader={"name": reader.name, **options.to_json()},
-        versions=versions(),
+        rejected=tally.rejected,
+        duplicates=tally.duplicates,
+        shards=tuple(journal.shards),
+        files=tuple(files),
     )
     write_json(out / DATASET_FILE, info.to_json())
+    journal.discard()
     release_output(out)
     return info
 
 
-def _write_shards(
-    samples: Iterator[Sample],
-    tally: _Tally,
-    out: Path,
-    name: str,
-    per_shard: int,
-    progress: Callable[[int], None] | None,
-) -> list[ShardInfo]:
-    shards: list[ShardInfo] = []
-    sample: Sample | None = next(samples)
-    while sample is not None:
-        with ShardWriter(out, f"{name}-{len(shards):06d}") as writer:
-            while sample is not None and len(writer) < per_shard:
-                tally.add(sample)
-                writer.add(sample)
-                if progress:
-                    progress(tally.samples)
-                sample = next(samples, None)
-            shards.append(writer.finish())
-    return shards
+def _write_rejected(out: Path, journal: Journal, options: ReaderOptions) -> FileInfo:
+    lines = ({name: portable(text, options) for name, text in line.items()} for line in journal.rejected())
+    write_json_lines(out / REJECTED_FILE, lines)
+    return file_info(out / REJECTED_FILE)
+
+
+def _withdraw(out: Path, created: bool, journal: Journal) -> None:
+    """Leave the folder as it was found."""
+    journal.discard()
+    clear_output(out)
+    if created:
+        with suppress(OSError):  # somebody else put something there meanwhile
+            out.rmdir()
+
+
+def _interrupted(error: BadInput, out: Path, journal: Journal, options: ReaderOptions) -> BadInput:
+    """The error that says what stays for a build that goes on."""
+    kept = f"{error}; whole shards kept in {out}: {len(journal.shards)}"
+    if journal.tally.rejected:
+        _write_rejected(out, journal, options)
+    if isinstance(error, TooManyRejected):
+        kept += f"; look into {REJECTED_FILE} there, and build again with a larger --max-rejected to go on after them"
+    return BadInput(kept, error.kind)
 
 
 def claim_dataset(out: Path, name: str) -> bool:
     """`claim_output` for a dataset; another complete dataset there is not overwritten either (BadInput)."""
-    if (out / DATASET_FILE).is_file() and read_info(out).name != name:
-        raise BadInput(f"output folder {out} holds the dataset {read_info(out).name!r}; choose another --out")
+    if (out / DATASET_FILE).is_file():
+        found = read_json(out / DATASET_FILE)
+        if not isinstance(found, dict) or found.get("name") != name:
+            holds = found.get("name") if isinstance(found, dict) else found
+            raise BadInput(f"output folder {out} holds the dataset {holds!r:.200}; choose another --out")
     return claim_output(out, DATASET_FILE)
 
 
 def clear_output(folder: Path, keep: Collection[str] = ()) -> None:
     """Remove the files of earlier, unfinished work from a claimed folder, except the names in `keep`."""
-    for path in folder.iterdir():
+    # The mark that the folder is ours goes last.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == UNFINISHED):
         if path.name not in keep and _OURS.fullmatch(path.name) and not path.is_dir():
             path.unlink()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import BadInput
-from shards.files import read_json, sha256_file
+from shards.files import local_folder, read_json, sha256_file
 from shards.index import IndexEntry, ShardIndex
 from shards.info import DATASET_FILE, DatasetInfo, FileInfo, ShardInfo, read_info
 from shards.sample import Sample
@@ -25,9 +25,12 @@ def read_index(folder: Path, shard: ShardInfo) -> ShardIndex:
     path = folder / shard.index.file
     if not path.is_file():
         raise BadInput(f"{path}: missing; build the dataset again")
+    # A sample takes far more of its tar than of its index, so the memory that an index may claim is bounded.
+    if shard.index.bytes > shard.tar.bytes:
+        raise BadInput(f"{path}: larger than its tar; build the dataset again")
     if path.stat().st_size != shard.index.bytes or sha256_file(path) != shard.index.sha256:
         raise BadInput(f"{path}: differs from its digest in {DATASET_FILE}; build the dataset again")
-    index = ShardIndex.from_json(read_json(path, max_bytes=max(shard.index.bytes, 1)), str(path))
+    index = ShardIndex.from_json(read_json(path, max_bytes=shard.index.bytes), str(path))
     if (index.shard, index.bytes, index.sha256) != (shard.tar.file, shard.tar.bytes, shard.tar.sha256):
         raise BadInput(f"{path}: belongs to another tar than {shard.tar.file}; build the dataset again")
     if len(index.samples) != shard.samples:
@@ -51,7 +54,7 @@ class ShardDataset:
 
     def __init__(self, folder: Path | str) -> None:
         """Read dataset.json and the indexes, not the tars; BadInput when one is missing or damaged."""
-        self.folder = Path(folder)
+        self.folder = local_folder(folder)
         self.info: DatasetInfo = read_info(self.folder)
         self.digest: str = sha256_file(self.folder / DATASET_FILE)
         self.entries: list[IndexEntry] = []

@@ -4,15 +4,25 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shards.errors import BadInput
 
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".unfinished"
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+def local_folder(folder: Path | str) -> Path:
+    """`folder` as a path; BadInput for a URL: `pipe:` runs a command in webdataset, `http:` asks another machine."""
+    if _URL.match(str(folder)):
+        raise BadInput(f"{str(folder)!r:.200}: a URL; give the path of a dataset folder on this machine")
+    return Path(folder)
 
 
 def sync_folder(folder: Path) -> None:
@@ -29,14 +39,13 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
-def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) so that a reader sees the old file or the new one, never a part."""
-    path = Path(path)
-    payload = data.encode("utf-8") if isinstance(data, str) else data
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write bytes to; it takes the place of `path` at the end of the block, whole, or not at all."""
     temporary = temporary_name(path)
     try:
         with open(temporary, "xb") as handle:
-            handle.write(payload)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)
@@ -46,19 +55,34 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
     sync_folder(path.parent)
 
 
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) so that a reader sees the old file or the new one, never a part."""
+    payload = data.encode("utf-8") if isinstance(data, str) else data
+    with atomic_file(Path(path)) as handle:
+        handle.write(payload)
+
+
+def write_json_lines(path: Path | str, objects: Iterable[Any]) -> None:
+    """Write one JSON object a line, as they come."""
+    with atomic_file(Path(path)) as handle:
+        for obj in objects:
+            handle.write(json.dumps(obj, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
+
+
 def write_json(path: Path | str, obj: Any) -> None:
     """Write `obj` as indented JSON in insertion order; NaN and infinity are refused (ValueError)."""
     write_atomic(path, json.dumps(obj, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
-def _refuse_constant(name: str) -> Any:
+def refuse_constant(name: str) -> Any:
+    """For `json`: NaN and infinities are no JSON."""
     raise ValueError(f"{name} is not JSON")
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
     """Parse strict JSON; BadInput, starting with `where`, on anything else."""
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return json.loads(data, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where}: not valid JSON ({error})") from error
 
@@ -67,7 +91,8 @@ def read_json(path: Path | str, max_bytes: int = 64 * 1024 * 1024) -> Any:
     """Read a JSON file of at most `max_bytes`; BadInput, naming the file, when missing, garbage or larger."""
     try:
         with open(path, "rb") as handle:
-            data = handle.read(max_bytes + 1)
+            # a read of max_bytes alone would take that much memory for the smallest file
+            data = handle.read(min(os.fstat(handle.fileno()).st_size, max_bytes) + 1)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
     if len(data) > max_bytes:

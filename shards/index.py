@@ -73,7 +73,10 @@ def _entry(obj: Any, tar_bytes: int) -> IndexEntry:
     start, stop = min(offset for offset, _ in members.values()), max(offset + size for offset, size in members.values())
     if stop - start > sum(size for _, size in members.values()) + _HEADERS:
         raise ValueError("the members of a sample lie apart")
-    return IndexEntry(str(obj["key"]), members, image_size, int(obj["questions"]))
+    key = str(obj["key"])
+    if len(key) > 128 or not key.isascii() or not key.isprintable():
+        raise ValueError(f"{key!r:.50} is no key")
+    return IndexEntry(key, members, image_size, int(obj["questions"]))
 
 
 def _span(ext: str, span: Any, tar_bytes: int) -> tuple[int, int]:

@@ -12,10 +12,16 @@ ImageExt = Literal["jpg", "png", "webp"]
 
 IMAGE_EXTENSIONS = ("jpg", "png", "webp")
 MAX_JSON_BYTES = 4 * 1024 * 1024
+MAX_MESSAGES = 2000
 
 ROLES = ("user", "assistant", "system")
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _LANG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
+
+
+def option_letter(number: int) -> str:
+    """The letter of option `number`, counted from 0."""
+    return chr(ord("A") + number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +58,30 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question that evaluation asks of the image, with all accepted answers."""
+    """A question that evaluation asks of the image, with all accepted answers (none where they are not public).
+
+    `options` are the texts of the choices A, B, …, and the answers then are letters. `hint` stands before the
+    question. `details` are what the set's own scorer needs besides, untranslated.
+    """
 
     question_id: str
     question: str
     answers: tuple[str, ...]
     type: str | None = None
+    options: tuple[str, ...] = ()
+    hint: str | None = None
+    details: dict[str, Any] | None = None
+
+    @property
+    def wording(self) -> str:
+        """The question as LLaVA 1.5 puts it: the hint before it, one lettered option a line after it."""
+        options = [f"{option_letter(i)}. {text}" for i, text in enumerate(self.options)]
+        return "\n".join([*([self.hint] if self.hint else []), self.question, *options])
 
     def to_json(self) -> dict[str, Any]:
-        kind = {} if self.type is None else {"type": self.type}
-        return {"question_id": self.question_id, "question": self.question, "answers": list(self.answers), **kind}
+        obj = {"question_id": self.question_id, "question": self.question, "answers": list(self.answers)}
+        rest = {"type": self.type, "options": list(self.options), "hint": self.hint, "details": self.details}
+        return obj | {name: value for name, value in rest.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,14 +152,16 @@ class Sample:
 
 def check_text(value: Any, at: str) -> None:
     """BadInput, starting with `at`, unless `value` is a non-empty text of valid Unicode without NUL."""
-    if not isinstance(value, str) or not value.strip():
-        raise BadInput(f"{at}: a non-empty text is wanted")
+    if not isinstance(value, str):
+        raise BadInput(f"{at}: a text is wanted")
+    if not value.strip():
+        raise BadInput(f"{at}: a non-empty text is wanted", "text")
     if "\0" in value:
-        raise BadInput(f"{at}: NUL bytes are not allowed")
+        raise BadInput(f"{at}: NUL bytes are not allowed", "text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise BadInput(f"{at}: the text is not valid Unicode") from error
+        raise BadInput(f"{at}: the text is not valid Unicode", "text") from error
 
 
 def check_lang(value: Any, at: str) -> None:
@@ -152,6 +174,8 @@ def check_messages(messages: Sequence[Message], at: str) -> None:
     """BadInput unless the dialogue has messages of known roles, texts that say something, images from the user."""
     if not messages:
         raise BadInput(f"{at}: at least one message is wanted")
+    if len(messages) > MAX_MESSAGES:
+        raise BadInput(f"{at}: {len(messages)} messages; at most {MAX_MESSAGES} are taken", "limit")
     for i, message in enumerate(messages):
         if message.role not in ROLES:
             raise BadInput(f"{at}[{i}].role: {message.role!r:.50} is none of {', '.join(ROLES)}")
@@ -170,12 +194,14 @@ def check_questions(questions: Sequence[Question], at: str) -> None:
     for i, question in enumerate(questions):
         check_text(question.question_id, f"{at}[{i}].question_id")
         check_text(question.question, f"{at}[{i}].question")
-        if not question.answers:
-            raise BadInput(f"{at}[{i}].answers: at least one answer is wanted")
-        for j, answer in enumerate(question.answers):
-            check_text(answer, f"{at}[{i}].answers[{j}]")
-        if question.type is not None:
-            check_text(question.type, f"{at}[{i}].type")
+        for name in ("answers", "options"):
+            for j, text in enumerate(getattr(question, name)):
+                check_text(text, f"{at}[{i}].{name}[{j}]")
+        for name in ("type", "hint"):
+            if getattr(question, name) is not None:
+                check_text(getattr(question, name), f"{at}[{i}].{name}")
+        if question.details is not None and not isinstance(question.details, dict):
+            raise BadInput(f"{at}[{i}].details: an object is wanted")
         if question.question_id in seen:
             raise BadInput(f"{at}[{i}].question_id: {question.question_id!r:.100} occurs twice")
         seen.add(question.question_id)
@@ -233,11 +259,13 @@ def _parse_part(obj: Any, at: str) -> Part:
 def _parse_questions(obj: Any, at: str) -> tuple[Question, ...]:
     questions = []
     for i, item in enumerate(_list(obj, at)):
-        fields = _object(item, f"{at}[{i}]", ("question_id", "question", "answers"), ("type",))
+        fields = _object(
+            item, f"{at}[{i}]", ("question_id", "question", "answers"), ("type", "options", "hint", "details")
+        )
         answers = tuple(_list(fields["answers"], f"{at}[{i}].answers"))
-        if "type" in fields:
-            check_text(fields["type"], f"{at}[{i}].type")
-        questions.append(Question(fields["question_id"], fields["question"], answers, fields.get("type")))
+        options = tuple(_list(fields.get("options", []), f"{at}[{i}].options"))
+        rest = {name: fields.get(name) for name in ("type", "hint", "details")}
+        questions.append(Question(fields["question_id"], fields["question"], answers, options=options, **rest))
     return tuple(questions)
 
 

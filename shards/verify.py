@@ -1,122 +1,116 @@
 """The full check of a dataset folder: every byte against its digest, every sample, every image."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import accumulate
+from multiprocessing import get_context
 from pathlib import Path
 
-from shards.dataset import check_size, read_index
+from shards.ahead import cores
+from shards.dataset import check_size
 from shards.errors import BadInput
-from shards.files import UNFINISHED, sha256_file
-from shards.index import IndexEntry, ShardIndex
-from shards.info import DATASET_FILE, DatasetInfo, ShardInfo, read_info
-from shards.tar import image_size, read_sample, reader_of, walk_members
+from shards.files import UNFINISHED, local_folder, sha256_file
+from shards.info import DATASET_FILE, DatasetInfo, FileInfo, ShardInfo, read_info
+from shards.verify_shard import CHANGED, Problem, ShardReport, check_shard, problem_of
+from shards.verify_unique import repeats
+
+# A worker process is worth its start (0.3 s) for so many bytes.
+_BYTES_PER_WORKER = 256 * 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with one file of the folder."""
+def verify(
+    folder: Path | str,
+    progress: Callable[[int], None] | None = None,
+    workers: int | None = None,
+    decode: bool = False,
+) -> list[Problem]:
+    """All problems of a dataset folder, none when it is whole; the same ones in the same order for any `workers`.
 
-    file: str
-    what: str
-
-
-def verify(folder: Path | str, progress: Callable[[int], None] | None = None) -> list[Problem]:
-    """All problems of a dataset folder, none when it is whole. `progress` gets the number of samples checked."""
-    folder = Path(folder)
+    `progress` gets the number of samples checked. `workers` is the number of processes, by default as many as the
+    machine's cores and the size of the dataset call for. `decode` decodes every image to its last row.
+    """
+    if workers is not None and workers < 1:
+        raise BadInput(f"workers is {workers}; at least 1 is wanted")
+    folder = local_folder(folder)
     try:
         info = read_info(folder)
     except BadInput as error:
-        return [Problem(DATASET_FILE, str(error))]
-    return list(_Check(folder, info, progress).problems())
+        return [problem_of(DATASET_FILE, error, folder)]
+    problems = [*_strays(folder, info), *_damaged(folder, info.files)]
+    reports = []
+    for report in _reports(folder, info.shards, workers or _default_workers(info), decode, progress):
+        problems += report.problems
+        reports.append(report)
+    problems += repeats(folder, info.shards, reports)
+    if not any(report.problems for report in reports):
+        problems += _counts(info, reports)
+    return problems
 
 
-class _Check:
-    def __init__(self, folder: Path, info: DatasetInfo, progress: Callable[[int], None] | None) -> None:
-        self.folder, self.info, self.progress = folder, info, progress
-        self.keys: dict[str, str] = {}
-        self.question_ids: dict[str, str] = {}
-        self.samples = self.questions = self.images = 0
+def _strays(folder: Path, info: DatasetInfo) -> Iterator[Problem]:
+    if (folder / UNFINISHED).exists():
+        yield Problem(UNFINISHED, "the dataset is being written, or its writing was interrupted")
+    known = {file.file for shard in info.shards for file in (shard.tar, shard.index)}
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith((".tar", ".index.json")) and path.name not in known:
+            yield Problem(path.name, f"not part of the dataset: {DATASET_FILE} does not list it")
 
-    def problems(self) -> Iterator[Problem]:
-        yield from self._strays()
-        whole = True
-        for shard in self.info.shards:
-            for problem in self._shard(shard):
-                whole = False
-                yield problem
-        if whole:
-            yield from self._counts()
 
-    def _shard(self, shard: ShardInfo) -> Iterator[Problem]:
-        yield from self._digests(shard)
+def _damaged(folder: Path, files: Iterable[FileInfo]) -> Iterator[Problem]:
+    for file in files:
         try:
-            index = read_index(self.folder, shard)
-        except BadInput as error:
-            yield Problem(shard.index.file, str(error))
-            return
-        if (self.folder / shard.tar.file).is_file():
-            yield from self._members(shard.tar.file, index)
-            yield from self._samples(shard.tar.file, index)
+            check_size(folder, file)
+            if sha256_file(folder / file.file) != file.sha256:
+                yield Problem(file.file, CHANGED)
+        except (BadInput, OSError) as error:
+            yield problem_of(file.file, error, folder)
 
-    def _strays(self) -> Iterator[Problem]:
-        if (self.folder / UNFINISHED).exists():
-            yield Problem(UNFINISHED, "the dataset is being written, or its writing was interrupted")
-        known = {file.file for shard in self.info.shards for file in (shard.tar, shard.index)}
-        for path in sorted(self.folder.iterdir()):
-            if path.name.endswith((".tar", ".index.json")) and path.name not in known:
-                yield Problem(path.name, f"not part of the dataset: {DATASET_FILE} does not list it")
 
-    def _digests(self, shard: ShardInfo) -> Iterator[Problem]:
-        file = shard.tar
-        try:
-            check_size(self.folder, file)
-        except BadInput as error:
-            yield Problem(file.file, str(error))
-            return
-        if sha256_file(self.folder / file.file) != file.sha256:
-            yield Problem(file.file, f"digest differs from {DATASET_FILE}: bytes have changed since it was built")
+def _default_workers(info: DatasetInfo) -> int:
+    size = sum(shard.tar.bytes for shard in info.shards)
+    return max(1, min(cores(), size // _BYTES_PER_WORKER))
 
-    def _members(self, tar: str, index: ShardIndex) -> Iterator[Problem]:
-        """Members that a plain tar reader sees against those of the index."""
-        wanted = [(f"{entry.key}.{ext}", *span) for entry in index.samples for ext, span in entry.members.items()]
-        try:
-            with open(self.folder / tar, "rb") as handle:
-                found = list(walk_members(reader_of(handle.fileno()), tar))
-        except BadInput as error:
-            yield Problem(tar, str(error))
-            return
+
+def _reports(
+    folder: Path,
+    shards: tuple[ShardInfo, ...],
+    workers: int,
+    decode: bool,
+    progress: Callable[[int], None] | None,
+) -> Iterator[ShardReport]:
+    """One report a shard, in their order."""
+    workers = min(workers, len(shards))
+    starts = accumulate((shard.samples for shard in shards), initial=0)
+    if workers <= 1:
+        for shard, start in zip(shards, starts, strict=False):
+            at = None if progress is None else partial(_shifted, progress, start)
+            yield check_shard(folder, shard, decode, at)
+        return
+    # The caller may have threads, which a fork would leave stuck: the workers start afresh.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts_to_the_parent)
+    done = 0
+    try:
+        for report in pool.map(partial(check_shard, folder, decode=decode), shards):
+            yield report
+            done += report.samples
+            if progress:
+                progress(done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _shifted(progress: Callable[[int], None], start: int, done: int) -> None:
+    progress(start + done)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _counts(info: DatasetInfo, reports: list[ShardReport]) -> Iterator[Problem]:
+    for name in ("samples", "questions", "images"):
+        wanted, found = getattr(info, name), sum(getattr(report, name) for report in reports)
         if found != wanted:
-            yield Problem(tar, f"its {len(found)} members are not the {len(wanted)} of its index")
-
-    def _samples(self, tar: str, index: ShardIndex) -> Iterator[Problem]:
-        with open(self.folder / tar, "rb") as handle:
-            for entry in index.samples:
-                try:
-                    self._sample(handle.fileno(), tar, entry)
-                except BadInput as error:
-                    yield Problem(tar, str(error))
-                self.samples += 1
-                if self.progress:
-                    self.progress(self.samples)
-
-    def _sample(self, fd: int, tar: str, entry: IndexEntry) -> None:
-        if entry.key in self.keys:
-            raise BadInput(f"the key {entry.key!r} is taken already by a sample of {self.keys[entry.key]}")
-        self.keys[entry.key] = tar
-        sample = read_sample(reader_of(fd), tar, entry)
-        if image_size(sample) != entry.image_size:
-            raise BadInput(f"sample {entry.key!r}: the image is not of the size {entry.image_size} in the index")
-        if len(sample.questions) != entry.questions:
-            raise BadInput(f"sample {entry.key!r}: {len(sample.questions)} questions, in the index {entry.questions}")
-        self.questions += len(sample.questions)
-        self.images += sample.image is not None
-        for question in sample.questions:
-            other = self.question_ids.setdefault(question.question_id, entry.key)
-            if other != entry.key:
-                raise BadInput(f"samples {other!r} and {entry.key!r} share question_id {question.question_id!r:.100}")
-
-    def _counts(self) -> Iterator[Problem]:
-        found = {"samples": self.samples, "questions": self.questions, "images": self.images}
-        for name, count in found.items():
-            if count != getattr(self.info, name):
-                yield Problem(DATASET_FILE, f"{name} is {getattr(self.info, name)} and the shards hold {count}")
+            yield Problem(DATASET_FILE, f"{name} is {wanted} and the shards hold {found}")

@@ -1,11 +1,38 @@
 """Readers of raw sets, by name."""
 
 from shards.errors import BadInput
-from shards.readers.base import Reader, ReaderOptions
+from shards.readers.alpaca import ALPACA
+from shards.readers.base import Draft, Reader, ReaderOptions
 from shards.readers.easy_vqa import EASY_VQA, EASY_VQA_CAPTIONS
+from shards.readers.gqa import GQA
+from shards.readers.gqa_ru import GQA_RU
+from shards.readers.hf_datasets import HF_DATASETS
+from shards.readers.llava import LLAVA, LLAVA_INSTRUCT_RU
+from shards.readers.mmbench import MMBENCH, MMBENCH_RU
 from shards.readers.ours import JSONL
+from shards.readers.pope import POPE
+from shards.readers.sharegpt import SHAREGPT
+from shards.readers.vqav2 import VQAV2
 
-READERS: dict[str, Reader] = {reader.name: reader for reader in (EASY_VQA, EASY_VQA_CAPTIONS, JSONL)}
+# in the order of the alphabet
+_ALL = (
+    ALPACA,
+    EASY_VQA,
+    EASY_VQA_CAPTIONS,
+    GQA,
+    GQA_RU,
+    HF_DATASETS,
+    JSONL,
+    LLAVA,
+    LLAVA_INSTRUCT_RU,
+    MMBENCH,
+    MMBENCH_RU,
+    POPE,
+    SHAREGPT,
+    VQAV2,
+)
+
+READERS: dict[str, Reader] = {reader.name: reader for reader in _ALL}
 
 
 def find_reader(name: str) -> Reader:
@@ -15,4 +42,4 @@ def find_reader(name: str) -> Reader:
     return READERS[name]
 
 
-__all__ = ["READERS", "Reader", "ReaderOptions", "find_reader"]
+__all__ = ["READERS", "Draft", "Reader", "ReaderOptions", "find_reader"]

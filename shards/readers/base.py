@@ -1,12 +1,15 @@
 """What a reader of raw sets is."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from shards.errors import BadInput
-from shards.sample import Sample
+from shards.sample import Sample, check_lang
+
+# Options that every reader honours: `input` names the set, `limit` is applied by the build.
+_COMMON = ("input", "split", "limit")
 
 
 @dataclass(frozen=True)
@@ -17,34 +20,72 @@ class ReaderOptions:
     "file or folder of the raw set; some readers have one installed"
     images: Path | None = None
     "folder that relative image paths start from"
+    annotations: Path | None = None
+    "file of the answers, where the set keeps them apart from its questions"
     split: str = "train"
     "part of the raw set"
+    lang: str | None = None
+    "language of the texts, where it is not that of the published set"
     limit: int | None = None
-    "stop after this many samples"
+    "stop after this many rows of the source"
+    merge: bool = True
+    "all questions about an image in one sample; otherwise one sample a question"
+    format_prompts: bool = False
+    "end the questions of the dialogue with LLaVA 1.5's response-format prompts"
+    follow_links: bool = False
+    "images may be links that lead out of the image folder"
     balance: bool = False
     "thin the training turns until question form alone says nothing about the answer"
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise BadInput(f"limit is {self.limit}; at least 1 sample is wanted")
+        if self.lang is not None:
+            check_lang(self.lang, "--lang")
 
     def to_json(self) -> dict[str, Any]:
         """Options as recorded; of paths the last name alone, so that a build does not depend on where it ran."""
-        return {
-            "input": self.input.name if self.input else None,
-            "images": self.images.name if self.images else None,
-            "split": self.split,
-            "limit": self.limit,
-            "balance": self.balance,
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.name if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One row of a raw set that nobody has looked at yet.
+
+    `place` says where it stands (file, line or row). `make` checks the row, loads its image and returns the sample;
+    its BadInput rejects the row, not the set. It runs in a worker thread and may be called twice or never.
+    """
+
+    place: str
+    make: Callable[[], Sample]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A raw set: `read` yields its samples in a fixed order and raises BadInput on bad raw data."""
+    """A raw set: `read` yields its drafts in a fixed order; its own BadInput says that the set cannot be read at all.
+
+    `options` are the names of the ReaderOptions that it honours besides `input`, `split` and `limit`.
+    """
 
     name: str
     source: str
     licence: str
     languages: tuple[str, ...]
-    read: Callable[[ReaderOptions], Iterator[Sample]]
+    read: Callable[[ReaderOptions], Iterator[Draft]]
+    takes: str
+    "what --input and --images are, in one line"
+    options: tuple[str, ...] = ()
+    split: str = "train"
+    "part that a build takes where none is named"
+
+    def drafts(self, options: ReaderOptions) -> Iterator[Draft]:
+        """The rows of the set; BadInput for an option that this reader would ignore."""
+        for field in fields(options):
+            honoured = field.name in _COMMON or field.name in self.options
+            if not honoured and getattr(options, field.name) != field.default:
+                flag = field.name.replace("_", "-")
+                raise BadInput(
+                    f"reader {self.name} has no use for --{flag if getattr(options, field.name) else f'no-{flag}'}"
+                )
+        return self.read(options)

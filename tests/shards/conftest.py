@@ -1,14 +1,16 @@
 """Small samples, readers and datasets, made on the spot."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from shards.build import build
-from shards.readers import Reader, ReaderOptions
+from shards.readers import Draft, Reader, ReaderOptions
 from shards.sample import ImagePart, Message, Question, Sample, Text
 
 MakeSample = Callable[..., Sample]
@@ -36,7 +38,10 @@ def sample(i: int, question: str = "is there a circle?", answer: str = "yes", wi
 
 
 def reader_of_samples(samples: Sequence[Sample]) -> Reader:
-    return Reader("list", "test", "CC0", ("en",), lambda options: iter(samples))
+    def read(options: ReaderOptions) -> Iterator[Draft]:
+        return (Draft(f"row {number}", partial(replace, sample)) for number, sample in enumerate(samples, 1))
+
+    return Reader("list", "test", "CC0", ("en",), read, "nothing")
 
 
 @pytest.fixture

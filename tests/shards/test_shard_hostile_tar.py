@@ -1,10 +1,10 @@
 """A dataset whose digests all agree and whose tar is still not one of ours."""
 
-import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from shards.files import read_json, write_json
+from shards.info import FileInfo, file_info, read_info
 from shards.verify import verify
 
 MakeDataset = Callable[..., Path]
@@ -22,13 +23,16 @@ def reseal(folder: Path, tar: bytes | None = None) -> None:
     path, index_path = folder / "set-000000.tar", folder / "set-000000.index.json"
     if tar is not None:
         path.write_bytes(tar)
-    info, index = read_json(folder / "dataset.json"), read_json(index_path)
-    digest = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    write_json(index_path, {**index, **digest})
-    data = index_path.read_bytes()
-    info["shards"][0] |= digest
-    info["shards"][0]["index"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_json(folder / "dataset.json", info)
+    digest = file_info(path)
+    write_json(index_path, {**read_json(index_path), "bytes": digest.bytes, "sha256": digest.sha256})
+    reseal_index(folder, digest)
+
+
+def reseal_index(folder: Path, tar: FileInfo | None = None) -> None:
+    """Make dataset.json fit the index that lies there."""
+    info = read_info(folder)
+    shard = replace(info.shards[0], index=file_info(folder / "set-000000.index.json"), tar=tar or info.shards[0].tar)
+    write_json(folder / "dataset.json", replace(info, shards=(shard,)).to_json())
 
 
 def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -56,6 +60,13 @@ def test_foreign_members_are_named(make_dataset: MakeDataset, extra: bytes) -> N
     tar += b"\0" * (-len(tar) % 512)
     reseal(folder, tar + extra + b"\0" * 1024)
     assert [problem.file for problem in verify(folder)] == ["set-000000.tar"]
+
+
+def test_an_appended_tar_is_found_though_every_digest_agrees(make_dataset: MakeDataset) -> None:
+    folder = make_dataset(1)
+    tar = (folder / "set-000000.tar").read_bytes()
+    reseal(folder, tar + tar)
+    assert [problem.what for problem in verify(folder)] == ["bytes after its end: something was appended"]
 
 
 def test_negative_size_ends_the_walk(make_dataset: MakeDataset) -> None:
@@ -98,6 +109,8 @@ def test_sealed_rubbish_json_is_named_by_key(make_dataset: MakeDataset) -> None:
         {"image_size": None},
         {"image_size": []},
         {"key": None, "questions": "many"},
+        {"key": "a\nb"},
+        {"key": "k" * 200},
     ],
 )
 def test_rubbish_index_is_bad_input(make_dataset: MakeDataset, change: dict[str, object]) -> None:
@@ -106,10 +119,7 @@ def test_rubbish_index_is_bad_input(make_dataset: MakeDataset, change: dict[str,
     index = read_json(path)
     index["samples"][0] |= change
     path.write_text(json.dumps(index).replace("Infinity", "1e400"))
-    info = read_json(folder / "dataset.json")
-    data = path.read_bytes()
-    info["shards"][0]["index"] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_json(folder / "dataset.json", info)
+    reseal_index(folder)
     with pytest.raises(BadInput, match="not a shard index"):
         ShardDataset.open(folder)
     assert [problem.file for problem in verify(folder)] == [path.name]

@@ -22,6 +22,7 @@ JSON = st.recursive(
 
 
 def valid() -> dict[str, Any]:
+    question = {"question_id": "q", "question": "что это?", "answers": ["кот"], "type": "open"}
     return {
         "id": "1",
         "source": "test",
@@ -31,7 +32,7 @@ def valid() -> dict[str, Any]:
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "что это?"}]},
             {"role": "assistant", "content": [{"type": "text", "text": "кот"}]},
         ],
-        "questions": [{"question_id": "q", "question": "что это?", "answers": ["кот"], "type": "open"}],
+        "questions": [question | {"options": ["кот", "пёс"], "hint": "оно мяукает", "details": {"index": 7}}],
         "original": {"lang": "en", "messages": [{"role": "user", "content": [{"type": "text", "text": "what?"}]}]},
         "translation": {"engine": "memory", "model": "m", "score": None},
     }
@@ -85,9 +86,11 @@ def test_rubbish_is_refused_or_stored_as_it_is(path: tuple[Any, ...], rubbish: A
         (("messages", 2, "content", 0), {"type": "image"}, "messages[2].content[0]"),
         (("messages", 1, "content", 1), {"type": "image"}, "messages"),
         (("messages", 1, "content", 0), {"type": "text", "text": "a"}, "messages"),
-        (("questions", 0, "answers"), [], "questions[0].answers"),
+        (("questions", 0, "answers"), ["да", " "], "questions[0].answers[1]"),
+        (("questions", 0, "options"), ["да", ""], "questions[0].options[1]"),
+        (("questions", 0, "details"), ["x"], "questions[0].details"),
         (("questions", 0, "answers", 0), 7, "questions[0].answers[0]"),
-        (("questions", 0, "type"), None, "questions[0].type"),
+        (("questions", 0, "type"), 7, "questions[0].type"),
         (("original",), None, "original"),
         (("original", "messages", 0, "role"), "x", "original.messages[0].role"),
         (("translation", "score"), "good", "translation.score"),
