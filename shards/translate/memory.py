@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import BadInput
+from shards.translate.tmx import tmx_pairs
 
 MEMORIES = Path(__file__).parent / "memories"
 
@@ -23,10 +24,12 @@ class TranslationMemory:
 
     @classmethod
     def load(cls, path: Path, source: str, target: str) -> "TranslationMemory":
-        """Read a TSV file whose header names the two languages; one of target → source is turned around.
+        """Read TMX (by the name's ending), or TSV whose header names the two languages in either order.
 
-        BadInput, naming file and line, on a malformed line or a source text that occurs twice.
+        BadInput, naming the file and, in TSV, the line, on malformed content; a source text twice is such in TSV.
         """
+        if path.suffix.lower() == ".tmx":
+            return cls(path.stem, source, target, tmx_pairs(path, source, target))
         rows = _rows(path)
         _, header = next(rows, (0, ("", "")))
         if header not in ((source, target), (target, source)):
@@ -97,6 +100,7 @@ class MemoryEngine:
         self.model = f"{memory.name}@{memory.digest[:16]}"
         self.source_lang = memory.source_lang
         self.target_lang = memory.target_lang
+        self.batch_size = 1024
 
     def translate(self, texts: Sequence[str]) -> list[str | None]:
         """Look every text up."""

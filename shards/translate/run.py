@@ -1,59 +1,107 @@
-"""A dataset in one language to the same dataset in another, shard by shard."""
+"""A dataset in one language to the same dataset in another, shard by shard, in one process or many."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
-from shards.build import claim_dataset, clear_output, versions
+from shards.build import versions
 from shards.dataset import ShardDataset, read_index
 from shards.errors import BadInput
-from shards.files import UNFINISHED, release_output, write_atomic, write_json
-from shards.info import DATASET_FILE, DatasetInfo, ShardInfo, check_name, read_info
-from shards.sample import Sample
-from shards.tar import ShardWriter, read_sample, reader_of
-from shards.translate.engine import Engine, describe
-from shards.translate.journal import JOURNAL, Journal, ShardResult
-from shards.translate.quality import measure
-from shards.translate.translator import Translator
+from shards.files import UNFINISHED, parse_json, write_json, write_json_lines
+from shards.info import DATASET_FILE, DatasetInfo, check_name, file_info, read_info
+from shards.tar import ShardWriter
+from shards.translate.cache import TranslationCache, merge
+from shards.translate.chain import Chain, Outcome
+from shards.translate.engine import Engine
+from shards.translate.journal import Journal, ShardResult, recorded, segments_file, standing
+from shards.translate.plan import Plan
+from shards.translate.quality import QualityTally
+from shards.translate.report import write_quality_page
+from shards.translate.translator import Rejection, Translator, texts_of
+from shards.translate.workplace import Workplace
 
 QUALITY_FILE = "quality.json"
+QUALITY_PAGE = "quality.html"
 REJECTED_FILE = "rejected.jsonl"
 
+Progress = Callable[[int], None]
 
-def translate_dataset(
-    source: Path,
-    out: Path,
-    engine: Engine,
-    limit_missing: float = 0.0,
-    progress: Callable[[int], None] | None = None,
-) -> DatasetInfo:
+
+def translate_dataset(source: Path, out: Path, how: Plan | Engine, progress: Progress | None = None) -> DatasetInfo:
     """Write the translation of dataset `source` to `out`; `progress` gets the number of source samples done.
 
-    Keys, image bytes and shards correspond. A shard that stands already is not done again, and the result does not
-    depend on interruptions. A sample with a text that the engine cannot translate goes to rejected.jsonl; when their
-    share of all samples exceeds `limit_missing`: BadInput with the text and the key.
+    Keys, image bytes and shards correspond. What stands already, also of parts, is not done again, and the result does
+    not depend on interruptions. A sample with a text that no engine translates as the plan demands goes to
+    rejected.jsonl; when their share of all samples exceeds `max_rejected`: BadInput with the text and the key.
     """
+    info = _translate(source, out, Plan.of(how), 0, 1, progress)
+    assert info is not None  # the only part waits for others that may be at work
+    return info
+
+
+def translate_part(
+    source: Path, out: Path, how: Plan | Engine, part: tuple[int, int], progress: Progress | None = None
+) -> DatasetInfo | None:
+    """`translate_dataset` for the source shards i, i + n, i + 2n, … of part (i, n); parts may run at the same time.
+
+    The part that finds all shards standing finishes the dataset and returns its info; the others return None.
+    """
+    return _translate(source, out, Plan.of(how), *part, progress)
+
+
+def _translate(
+    source: Path, out: Path, plan: Plan, part: int, parts: int, progress: Progress | None
+) -> DatasetInfo | None:
+    if not 0 <= part < parts:
+        raise BadInput(f"part {part}/{parts} should be one of 0/{parts} to {parts - 1}/{parts}")
     dataset = ShardDataset.open(source)
-    if dataset.info.lang != engine.source_lang:
-        raise BadInput(f"{source} is in {dataset.info.lang!r} and the engine translates from {engine.source_lang!r}")
+    wanted = _description(dataset, out, plan)
+    if (info := _standing(out, wanted)) and not (out / UNFINISHED).exists():
+        return info
+    with Workplace(out, wanted.name, _work(wanted), lambda: _standing(out, wanted)) as place:
+        place.enter()
+        if info := _standing(out, wanted):  # a kill came between its last steps
+            if place.alone(wait=False):
+                place.release()
+            return info
+        shards = _Shards(dataset, out, wanted.name, plan)
+        with Journal(out, part, parts) as journal:
+            shards.run(range(part, len(dataset.shard_sizes), parts), journal, progress)
+            if not place.alone(wait=parts == 1):
+                return _standing(out, wanted)
+            shards.load(range(len(dataset.shard_sizes)))
+            if parts == 1:  # others may have spoilt what stood
+                shards.run(range(len(dataset.shard_sizes)), journal)
+        if len(shards.results) < len(dataset.shard_sizes):
+            return None
+        if plan.cache is not None:
+            merge(plan.cache)
+        info = _finish(out, wanted, plan, [result for _, result in sorted(shards.results.items())], shards.allowed)
+        place.release()
+        return info
+
+
+def _description(dataset: ShardDataset, out: Path, plan: Plan) -> DatasetInfo:
+    """What is known of the dataset before it is written."""
+    if dataset.info.lang != plan.source_lang:
+        raise BadInput(
+            f"{dataset.folder} is in {dataset.info.lang!r} and the engine translates from {plan.source_lang!r}"
+        )
     if out.resolve() == dataset.folder.resolve():
         raise BadInput(f"output folder {out} is the source itself; choose another --out")
-    info = replace(
+    return replace(
         dataset.info,
-        name=check_name(f"{dataset.info.name}-{engine.target_lang}", str(source)),
-        lang=engine.target_lang,
+        name=check_name(f"{dataset.info.name}-{plan.target_lang}", str(dataset.folder)),
+        lang=plan.target_lang,
+        duplicates=0,
+        files=(),
         versions=versions(),
         translated_from={"name": dataset.info.name, "digest": dataset.digest},
-        engine={**describe(engine), "limit_missing": limit_missing},
+        engine=plan.record(),
     )
-    if finished := _finished(out, info):
-        return finished
-    claim_dataset(out, info.name)
-    journal = Journal(out, _work(info))
-    translation = _Translation(dataset, out, info.name, Translator(engine), limit_missing * len(dataset))
-    return _finish(out, info, translation.run(journal, progress))
 
 
 def _work(info: DatasetInfo) -> str:
@@ -62,94 +110,112 @@ def _work(info: DatasetInfo) -> str:
     return hashlib.sha256(decisive.encode()).hexdigest()
 
 
-def _finished(out: Path, wanted: DatasetInfo) -> DatasetInfo | None:
+def _standing(out: Path, wanted: DatasetInfo) -> DatasetInfo | None:
     """The dataset in `out` if this very translation is complete there."""
-    if not (out / DATASET_FILE).is_file() or (out / UNFINISHED).exists():
+    if not (out / DATASET_FILE).is_file():
         return None
     info = read_info(out)
     return info if _work(info) == _work(wanted) else None
 
 
-class _Translation:
-    """The shards of one dataset, translated in order."""
+class _Shards:
+    """The shards of one dataset, and what stands of them."""
 
-    def __init__(self, dataset: ShardDataset, out: Path, name: str, translator: Translator, allowed: float) -> None:
-        """`allowed` is the number of samples that may be rejected."""
-        self.dataset, self.out, self.name, self.translator, self.allowed = dataset, out, name, translator, allowed
-        self.rejected = 0
+    def __init__(self, dataset: ShardDataset, out: Path, name: str, plan: Plan) -> None:
+        self.dataset, self.out, self.name, self.plan = dataset, out, name, plan
+        self.results: dict[int, ShardResult] = {}
+        self.allowed = plan.max_rejected * len(dataset)
+        self._starts = [0, *accumulate(dataset.shard_sizes)]
 
-    def run(self, journal: Journal, progress: Callable[[int], None] | None) -> list[ShardResult]:
-        """Results of all source shards; those that stand by the journal are taken from there."""
-        standing = journal.load()
-        clear_output(self.out, keep={UNFINISHED, JOURNAL, *_files(standing.values())})
-        results: list[ShardResult] = []
-        start = 0
-        for ordinal, shard in enumerate(self.dataset.info.shards):
-            result = standing.get(shard.tar.file)
-            if result is None:
-                result = self._shard(ordinal, range(start, start + shard.samples))
-                journal.append(result)
-            else:
-                self.rejected += len(result.rejected)
-            results.append(result)
-            start += shard.samples
-            if progress:
-                progress(start)
-        return results
+    def load(self, ordinals: Sequence[int]) -> None:
+        """Take over what stands by the journals."""
+        self.results |= standing(self.out, set(ordinals) - self.results.keys())
 
-    def _shard(self, ordinal: int, indices: range) -> ShardResult:
-        self.translator.look_up(map(self.dataset.read, indices))
-        rejected = []
+    def run(self, ordinals: Sequence[int], journal: Journal, progress: Progress | None = None) -> None:
+        """Translate those of the shards that do not stand."""
+        self.load(ordinals)
+        elsewhere = {r.ordinal: len(r.rejected) for r in recorded(self.out) if r.ordinal not in ordinals}
+        done, rejected = 0, sum(elsewhere.values())
+        with TranslationCache(self.plan.cache) as cache:
+            translator = Translator(Chain(self.plan, cache))
+            for ordinal in ordinals:
+                if ordinal not in self.results:
+                    result = self._shard(ordinal, translator, rejected)
+                    journal.append(result)
+                    self.results[ordinal] = result
+                rejected += len(self.results[ordinal].rejected)
+                done += self.dataset.shard_sizes[ordinal]
+                if progress:
+                    progress(done)
+
+    def _shard(self, ordinal: int, translator: Translator, rejected_before: int) -> ShardResult:
+        indices = range(self._starts[ordinal], self._starts[ordinal + 1])
+        texts = 0
+        rejected: list[Rejection] = []
+        outcomes = translator.look_up(text for i in indices for text in texts_of(self.dataset.read(i)))
         with ShardWriter(self.out, f"{self.name}-{ordinal:06d}") as writer:
             for sample in map(self.dataset.read, indices):
-                missing = self.translator.missing(sample)
-                if missing is None:
-                    writer.add(self.translator.translate(sample))
-                else:
-                    self._reject(sample.key, missing)
-                    rejected.append({"key": sample.key, "text": missing})
+                texts += sum(1 for _ in texts_of(sample))
+                rejection = translator.rejection(sample)
+                if rejection is None:
+                    try:
+                        writer.add(translator.translate(sample))
+                    except BadInput as error:  # with its original it is too large
+                        rejection = Rejection(sample.key, "", error.kind, str(error), ())
+                if rejection is not None:
+                    rejected.append(rejection)
+                    if rejected_before + len(rejected) > self.allowed:
+                        raise _too_many(rejection, rejected_before + len(rejected), self.plan)
             shard = writer.finish() if len(writer) else None
-        return ShardResult(self.dataset.info.shards[ordinal].tar.file, shard, tuple(rejected))
-
-    def _reject(self, key: str, text: str) -> None:
-        self.rejected += 1
-        if self.rejected > self.allowed:
-            engine = self.translator.engine
-            raise BadInput(
-                f"no translation of {text!r:.200} (sample {key!r}) by {engine.name} {engine.model}; "
-                "add it, or raise limit_missing to drop such samples"
-            )
+        path = self.out / segments_file(ordinal)
+        write_json_lines(path, (outcome.to_json() for outcome in outcomes))
+        return ShardResult(ordinal, shard, file_info(path), texts, tuple(rejected))
 
 
-def _files(results: Iterable[ShardResult]) -> set[str]:
-    return {file.file for result in results if result.shard for file in (result.shard.tar, result.shard.index)}
+def _too_many(rejection: Rejection, count: int, plan: Plan) -> BadInput:
+    engines = " and ".join(f"{engine.name} {engine.model}" for engine in plan.engines)
+    return BadInput(
+        f"no translation of {rejection.text!r:.200} (sample {rejection.key!r}) by {engines}: {rejection.kind}, "
+        f"{rejection.reason:.300} ({count} samples rejected); add it, or raise max_rejected to drop such samples",
+        "limit",
+    )
 
 
-def _finish(out: Path, info: DatasetInfo, results: list[ShardResult]) -> DatasetInfo:
+def _finish(out: Path, info: DatasetInfo, plan: Plan, results: Sequence[ShardResult], allowed: float) -> DatasetInfo:
     """Write what describes the whole, dataset.json last; all of it follows from what stands in `out`."""
     shards = tuple(result.shard for result in results if result.shard)
-    rejected = [line for result in results for line in result.rejected]
+    rejected = [rejection for result in results for rejection in result.rejected]
     if not shards:
-        raise BadInput(f"no sample could be translated; first text without a translation: {rejected[0]['text']!r:.200}")
+        raise BadInput(f"no sample could be translated; first text without a translation: {rejected[0].text!r:.200}")
+    if len(rejected) > allowed:
+        raise _too_many(rejected[-1], len(rejected), plan)
     entries = [entry for shard in shards for entry in read_index(out, shard).samples]
+    tally = QualityTally()
+    tally.add_all(_outcomes(out, results))
+    occurrences = sum(result.texts for result in results)
+    quality = tally.result(plan.source_lang, plan.target_lang, len(entries), occurrences, rejected)
+    write_json(out / QUALITY_FILE, quality.to_json())
+    write_quality_page(quality, out / QUALITY_PAGE)
+    files = [file_info(out / QUALITY_FILE), file_info(out / QUALITY_PAGE)]
+    if rejected:
+        write_json_lines(out / REJECTED_FILE, (rejection.to_json() for rejection in rejected))
+        files.append(file_info(out / REJECTED_FILE))
     info = replace(
         info,
         samples=len(entries),
         questions=sum(entry.questions for entry in entries),
         images=sum(entry.image_size is not None for entry in entries),
+        rejected=len(rejected),
         shards=shards,
+        files=tuple(files),
     )
-    write_json(out / QUALITY_FILE, measure(_written(out, shards), rejected).to_json())
-    if rejected:
-        write_atomic(out / REJECTED_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rejected))
     write_json(out / DATASET_FILE, info.to_json())
-    (out / JOURNAL).unlink(missing_ok=True)
-    release_output(out)
     return info
 
 
-def _written(out: Path, shards: Iterable[ShardInfo]) -> Iterator[Sample]:
-    for shard in shards:
-        with open(out / shard.tar.file, "rb") as handle:
-            for entry in read_index(out, shard).samples:
-                yield read_sample(reader_of(handle.fileno()), shard.tar.file, entry)
+def _outcomes(out: Path, results: Iterable[ShardResult]) -> Iterator[Outcome]:
+    for result in results:
+        path = out / result.segments.file
+        with open(path, encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                yield Outcome.from_json(parse_json(line, str(path)))

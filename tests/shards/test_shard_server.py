@@ -1,0 +1,418 @@
+"""The engine `server` against a small scripted HTTP server and against a real `transformers serve`."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shards.errors import BadInput
+from shards.translate.config import TranslateConfig
+from shards.translate.fewshot import FewShot
+from shards.translate.server import RateLimit, ServerEngine, ServerFault, make_server
+
+pytest.importorskip("openai")
+
+KEY = "sk-0123456789"
+
+
+@dataclass
+class Reply:
+    """What the scripted server answers; without a status it hangs up, while `hold` is unset it waits."""
+
+    status: int = 200
+    body: object = None
+    headers: dict[str, str] = field(default_factory=dict)
+    hold: threading.Event | None = None
+
+
+def completion(content: object, finish: str = "stop") -> Reply:
+    return Reply(body={"choices": [{"message": {"role": "assistant", "content": content}, "finish_reason": finish}]})
+
+
+Script = Callable[[str, int], Reply]
+
+
+class Served:
+    """A server whose `script` sees (text, how often it was asked for before)."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.requests: list[dict[str, Any]] = []
+        self.keys: set[str] = set()
+        self._lock = threading.Lock()
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                owner._handle(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+    def _handle(self, handler: BaseHTTPRequestHandler) -> None:
+        request = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+        text = request["messages"][-1]["content"]
+        with self._lock:
+            before = self.count(text)
+            self.requests.append(request)
+            self.keys.add(handler.headers["authorization"])
+        reply = self.script(text, before)
+        if reply.hold:
+            reply.hold.wait(10)
+        if not reply.status:
+            handler.close_connection = True
+            return
+        body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+        handler.send_response(reply.status)
+        for name, value in {"content-type": "application/json", **reply.headers}.items():
+            handler.send_header(name, value)
+        handler.send_header("content-length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    def count(self, text: str) -> int:
+        return sum(request["messages"][-1]["content"] == text for request in self.requests)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Script], Served]]:
+    monkeypatch.setenv("THE_KEY", KEY)
+    started: list[Served] = []
+
+    def start(script: Script) -> Served:
+        started.append(Served(script))
+        return started[-1]
+
+    yield start
+    for served in started:
+        served.http.shutdown()
+        served.http.server_close()
+
+
+def engine(url: str, **changes: Any) -> ServerEngine:
+    settings: dict[str, Any] = {"key_env": "THE_KEY", "model": "m", "retries": 2, "timeout_seconds": 5.0, **changes}
+    return make_server(TranslateConfig(engine="server", url=url, **settings))
+
+
+def upper(text: str, _: int) -> Reply:
+    return completion(text.upper())
+
+
+def test_translations_keep_their_order_whatever_order_replies_come_in(serve: Callable[[Script], Served]) -> None:
+    last = threading.Event()
+
+    def script(text: str, _: int) -> Reply:
+        if text == "d":
+            last.set()
+        return Reply(body=upper(text, 0).body, hold=None if text == "d" else last)
+
+    served = serve(script)
+    assert engine(served.url, concurrency=4).translate(["a", "b", "c", "d"]) == ["A", "B", "C", "D"]
+    request = served.requests[0]
+    assert (request["model"], request["temperature"], request["max_tokens"]) == ("m", 0, 256)
+    assert request["messages"][:-1] == FewShot.load("", "en", "ru").messages("")[:-1]
+    assert served.keys == {f"Bearer {KEY}"}
+
+
+def test_no_more_requests_at_a_time_than_allowed(serve: Callable[[Script], Served]) -> None:
+    lock, at_once, most = threading.Lock(), 0, 0
+    both = threading.Barrier(2, timeout=10)
+
+    def script(text: str, _: int) -> Reply:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        both.wait()  # two do come at a time
+        with lock:
+            at_once -= 1
+        return upper(text, 0)
+
+    texts = [f"t{i}" for i in range(12)]
+    assert engine(serve(script).url, concurrency=2).translate(texts) == [text.upper() for text in texts]
+    assert most == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "translation"),
+    [
+        (completion("кот\nили кошка"), "кот"),
+        (completion("«кот»"), "кот"),
+        (completion(""), None),
+        (completion(None), None),
+        (completion("кот и ещё", "length"), None),
+        (completion("кот\nи ещё", "length"), "кот"),
+        (completion("к", "content_filter"), None),
+        (Reply(400, {"error": {"code": "content_filter", "message": "no"}}), None),
+        (Reply(400, {"error": {"code": "context_length_exceeded", "message": "long"}}), None),
+    ],
+)
+def test_what_of_a_reply_is_the_translation(
+    serve: Callable[[Script], Served], reply: Reply, translation: str | None
+) -> None:
+    assert engine(serve(lambda *_: reply).url).translate(["a cat"]) == [translation]
+
+
+SOON = {"retry-after-ms": "1"}
+
+
+@pytest.mark.parametrize(
+    "failure", [Reply(429, {}, SOON), Reply(500, b"<html>", SOON), Reply(503, None, SOON), Reply(408, {}, SOON)]
+)
+def test_passing_failures_are_retried(serve: Callable[[Script], Served], failure: Reply) -> None:
+    served = serve(lambda text, before: failure if before < 2 else upper(text, 0))
+    assert engine(served.url).translate(["a", "b"]) == ["A", "B"]
+    assert (served.count("a"), served.count("b")) == (3, 3)
+
+
+def test_lost_connections_are_retried(serve: Callable[[Script], Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    served = serve(lambda text, before: Reply(0) if before < 1 else upper(text, 0))
+    assert engine(served.url).translate(["a"]) == ["A"]
+    assert served.count("a") == 2
+
+
+def test_retry_after_is_honoured(serve: Callable[[Script], Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("openai._base_client.time.sleep", waits.append)
+    served = serve(lambda text, before: Reply(429, {}, {"retry-after": "7"}) if before < 1 else upper(text, 0))
+    assert engine(served.url).translate(["a"]) == ["A"]
+    assert waits == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (Reply(429, {"error": {"message": "slow down"}}, SOON), "429: .*slow down"),
+        (Reply(502, b"<html>bad gateway</html>", {**SOON, "content-type": "text/html"}), "502"),
+        (Reply(200, b"<html>log in</html>", {"content-type": "text/html"}), "no chat completion"),
+        (Reply(200, b'{"choices": [{"mess'), "not JSON"),
+        (Reply(200, {}), "no chat completion"),
+        (Reply(200, []), "no chat completion"),
+        (Reply(200, {"choices": []}), "no chat completion"),
+        (Reply(200, {"choices": "x"}), "no chat completion"),
+        (completion(5), "no chat completion"),
+        (Reply(500, {"error": {"message": f"headers: Bearer {KEY}\n"}}, SOON), r"Bearer \*\*\*"),
+    ],
+)
+def test_lasting_failures_are_raised_in_one_line_without_the_key(
+    serve: Callable[[Script], Served], reply: Reply, said: str
+) -> None:
+    served = serve(lambda text, _: reply if text == "b" else upper(text, 0))
+    with pytest.raises(ServerFault, match=said) as caught:
+        engine(served.url).translate(["a", "b", "c"])
+    message = str(caught.value)
+    assert message.startswith(served.url) and "\n" not in message and KEY not in message
+    assert served.count("b") == (3 if reply.status >= 400 else 1)
+
+
+def test_timeouts_are_raised(serve: Callable[[Script], Served]) -> None:
+    never = threading.Event()
+    served = serve(lambda text, _: Reply(body=upper(text, 0).body, hold=never))
+    with pytest.raises(ServerFault, match="timed out"):
+        engine(served.url, timeout_seconds=0.05, retries=0).translate(["a"])
+    never.set()
+
+
+def test_no_server_there_is_raised() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        with pytest.raises(ServerFault, match="refused"):
+            engine(url, retries=0).translate(["a"])
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(401, "key_env"), (403, "key_env"), (404, "404: .*gone"), (400, "400: .*gone"), (422, "422: .*gone")],
+)
+def test_what_no_retry_mends_is_bad_input(serve: Callable[[Script], Served], status: int, said: str) -> None:
+    served = serve(lambda *_: Reply(status, {"error": {"message": f"gone {KEY}"}}))
+    with pytest.raises(BadInput, match=said) as caught:
+        engine(served.url).translate(["a"])
+    assert served.url in str(caught.value) and KEY not in str(caught.value)
+    assert served.count("a") == 1
+
+
+def test_a_failure_ends_the_call_without_the_requests_that_wait(serve: Callable[[Script], Served]) -> None:
+    served = serve(lambda *_: Reply(401, {}))
+    with pytest.raises(BadInput):
+        engine(served.url, concurrency=1).translate([f"t{i}" for i in range(50)])
+    assert len(served.requests) < 10
+
+
+def test_another_services_key_is_not_sent(serve: Callable[[Script], Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THE_KEY")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-other")
+    served = serve(upper)
+    engine(served.url).translate(["a"])
+    assert served.keys == {"Bearer no-key"}
+    monkeypatch.setenv("THE_KEY", "sk-ключ")
+    with pytest.raises(BadInput, match="THE_KEY") as caught:
+        engine(served.url)
+    assert "ключ" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:8000",
+        "ftp://h/v1",
+        "http://",
+        "http://h:x/v1",
+        "http://u@h/v1",
+        "http://:p@h/v1",
+        "http://h/v1?key=1",
+        "http://[h",
+    ],
+)
+def test_bad_addresses_are_refused(url: str) -> None:
+    with pytest.raises(BadInput, match=r"translate\.url"):
+        engine(url)
+
+
+def test_model_changes_with_whatever_changes_translations(tmp_path: Path) -> None:
+    (tmp_path / "other.tsv").write_text("en\tru\na\tб\n")
+    url = "http://localhost:8000/v1"
+    changes: list[dict[str, Any]] = [
+        {},
+        {"model": "n"},
+        {"max_new_tokens": 9},
+        {"examples": str(tmp_path / "other.tsv")},
+        {"target_lang": "uk"},
+    ]
+    models = [engine(url, **change).model for change in changes]
+    models.append(engine("http://other:8000/v1").model)
+    assert len(set(models)) == 6
+    assert engine(url, concurrency=1, batch_size=2, retries=0).model == models[0]
+    with pytest.raises(BadInput, match=r"translate\.model"):
+        engine(url, model="")
+
+
+def test_rate_limit_spaces_requests_evenly() -> None:
+    now, waits = 100.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        waits.append(seconds)
+        now += seconds
+
+    limit = RateLimit(30, lambda: now, sleep)
+    for _ in range(4):
+        limit.wait()
+    assert waits == [2, 2, 2]
+    now += 60  # a pause saves no turns up
+    limit.wait()
+    limit.wait()
+    assert waits == [2, 2, 2, 2]
+    RateLimit(0, lambda: now, sleep).wait()
+    assert len(waits) == 4
+
+
+def test_rate_limit_counts_retries_too(serve: Callable[[Script], Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[RateLimit] = []
+    monkeypatch.setattr(RateLimit, "wait", lambda limit: waited.append(limit))
+    served = serve(lambda text, before: Reply(500, {}, SOON) if before < 2 else upper(text, 0))
+    engine(served.url, requests_per_minute=60).translate(["a", "b"])
+    assert len(waited) == len(served.requests) == 6
+
+
+def write_model(folder: Path) -> None:
+    """A tiny chat model that says "круг" and stops: the token it sees alone decides the next."""
+    torch = pytest.importorskip("torch")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    unknown, end, reply, circle = range(4)
+    words = Tokenizer(models.WordLevel({"<unk>": unknown, "</s>": end, "[/INST]": reply, "круг": circle}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="</s>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} [/INST] {% endfor %}"
+    config = LlamaConfig(
+        vocab_size=4,
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[0].mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.eye(4))
+        successors = model.lm_head.weight.zero_()
+        successors[circle, reply] = successors[end, circle] = 1
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def transformers_serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """(URL, model folder) of a running `transformers serve`."""
+    pytest.importorskip("fastapi")
+    folder = tmp_path_factory.mktemp("served") / "model"
+    write_model(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    program = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
+    with open(folder.parent / "log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *command],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+    try:
+        wait_until_healthy(process, f"http://127.0.0.1:{port}/health", folder.parent / "log")
+        yield f"http://127.0.0.1:{port}/v1", folder
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until_healthy(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            try:
+                process.wait(0.1)
+            except subprocess.TimeoutExpired:
+                continue
+            break
+    pytest.fail(f"transformers serve did not come up: {log.read_text()[-2000:]}")
+
+
+def test_real_server(transformers_serve: tuple[str, Path]) -> None:
+    url, folder = transformers_serve
+    real = engine(url, model=str(folder), max_new_tokens=8, timeout_seconds=30.0)
+    assert real.translate(["is there a red circle?", "is there <x0/>?", "red"]) == ["круг"] * 3
+    assert engine(url, model=str(folder), max_new_tokens=1, timeout_seconds=30.0).translate(["red"]) == [None]
+    with pytest.raises(BadInput, match="pinned"):
+        engine(url, model="another").translate(["red"])
+    with pytest.raises(BadInput, match="404"):
+        engine(re.sub("v1$", "v2", url), model=str(folder)).translate(["red"])
