@@ -14,7 +14,8 @@ setup(
     packages=find_packages(include=["vlm", "vlm.*", "launch", "launch.*", "shards", "shards.*"]),
     package_data={
         "vlm": ["recipes/*.yaml", "demo/english_base/*", "report/*.html"],
-        "shards.translate": ["memories/*.tsv"],
+        "shards": ["*.tsv", "*.html"],
+        "shards.translate": ["memories/*.tsv", "glossaries/*.tsv", "examples/*.tsv", "*.html"],
         "launch.monitor": ["*.html", "page.js"],
     },
     entry_points={"console_scripts": ["vlm = launch.cli:main"]},
@@ -34,6 +35,11 @@ setup(
         "tokenizers>=0.22",
         "pyyaml>=6.0",
         "jinja2>=3.1",
+        "pyarrow>=20",
+        # what a translation is checked with
+        "py3langid>=0.4",
+        "sacrebleu>=2.6",
+        "defusedxml>=0.7",
         # what others read our shards with
         "webdataset>=1.0",
         "easy-vqa>=1.0",

@@ -1,14 +1,15 @@
 """The `vlm` command. Nothing heavy is imported before a command is known, so that help answers at once."""
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from launch.fence import guard
+from launch.options import Json, Out, Overrides, RecipeName, show
+from launch.shards_cli import shards_app
 from shards.errors import BadInput
 from vlm.stop import Requeue
 from vlm.world import find_world
@@ -20,17 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Teach a vision-language model another language: shards, training, evaluation, merge.\n\nExample: vlm demo",
 )
-shards_app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Build, verify and describe tar shards.\n\nExample: vlm shards verify runs/demo/data/ru-train",
-)
 app.add_typer(shards_app, name="shards")
-
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or YAML file.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Keys of the recipe to change.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 
 
 def run(arguments: list[str]) -> int:
@@ -72,93 +63,45 @@ def demo(
     run_demo(Demo(out, limit, tuple(overrides or [])), train_base)
 
 
-@shards_app.command("build")
-def shards_build(
-    out: Out,
-    reader: Annotated[str, typer.Option(help="Name of the reader.")],
-    input: Annotated[Path | None, typer.Option(help="File or folder of the raw set.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the images.")] = None,
-    split: Annotated[str, typer.Option(help="Part of the raw set.")] = "train",
-    name: Annotated[str | None, typer.Option(help="Stem of the shard files.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop after so many samples.")] = None,
-    balance: Annotated[
-        bool, typer.Option(help="Thin turns until the question alone says nothing of the answer.")
-    ] = False,
-    samples_per_shard: Annotated[int, typer.Option(help="Samples in a tar.")] = 500,
-    as_json: Json = False,
-) -> None:
-    """Turn a raw set into tar shards with an index and digests.
-
-    Example: vlm shards build --reader easy-vqa --split train --out data/en-train
-    """
-    from launch.progress import Progress
-    from shards.build import build
-    from shards.readers import ReaderOptions, find_reader
-
-    options = ReaderOptions(input=input, images=images, split=split, limit=limit, balance=balance)
-    with Progress("samples") as progress:
-        info = build(find_reader(reader), options, out, name, samples_per_shard, progress.at)
-    summary = {"name": info.name, "samples": info.samples, "questions": info.questions, "shards": len(info.shards)}
-    _print(summary, as_json, f"{out}: {info.samples} samples, {info.questions} questions, {len(info.shards)} shards")
-
-
-@shards_app.command("verify")
-def shards_verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: Json = False) -> None:
-    """Check every digest, index, count and sample of a dataset folder.
-
-    Example: vlm shards verify data/en-train
-    """
-    from launch.progress import Progress
-    from shards.info import DATASET_FILE
-    from shards.verify import verify
-
-    if not (folder / DATASET_FILE).exists():
-        raise BadInput(f"{folder}: no {DATASET_FILE} there; build the dataset with `vlm shards build`")
-    with Progress("samples") as progress:
-        problems = verify(folder, progress.at)
-    _print(
-        {"folder": str(folder), "problems": [{"file": p.file, "what": p.what} for p in problems]},
-        as_json,
-        "\n".join(f"{p.file}: {p.what}" for p in problems) or f"{folder}: whole",
-    )
-    if problems:
-        raise typer.Exit(1)
-
-
-@shards_app.command("stat")
-def shards_stat(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: Json = False) -> None:
-    """Counts of samples, questions, turns, languages and image sizes.
-
-    Example: vlm shards stat data/en-train --json
-    """
-    from shards.stat import stat
-
-    counts = stat(folder).to_json()
-    _print(counts, as_json, "\n".join(f"{key}: {value}" for key, value in counts.items()))
-
-
 @app.command()
 def translate(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Dataset folder to translate.")],
     out: Out,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value", help="Keys such as engine=memory.")
+        list[str] | None, typer.Argument(metavar="key=value", help="Keys such as engine=memory+hf.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="Translate part i of n, as in 0/8; whoever comes last makes the whole.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Translate a dataset's dialogues and questions into new shards.
+    """Translate a dataset's dialogues and questions into new shards, with proof of quality.
+
+    Resumable and cached. OUT/quality.html shows what was checked.
 
     Example: vlm translate data/en-train --out data/ru-train memory=easy_vqa.en-ru
     """
     from launch.progress import Progress
-    from shards.translate.config import TranslateConfig, make_engine
-    from shards.translate.run import translate_dataset
+    from shards.translate.config import TranslateConfig
+    from shards.translate.plan import make_plan
+    from shards.translate.run import translate_dataset, translate_part
     from vlm.config import load_section
+    from vlm.eval.parts import Part
+    from vlm.translation import MAKERS
 
-    config = load_section(TranslateConfig, overrides or [])
+    _quiet()
+    plan = make_plan(load_section(TranslateConfig, overrides or []), MAKERS)
     with Progress("samples") as progress:
-        info = translate_dataset(source, out, make_engine(config), config.limit_missing, progress.at)
-    _print({"name": info.name, "samples": info.samples, "lang": info.lang}, as_json, f"{out}: {info.samples} samples")
+        info = (
+            translate_part(source, out, plan, Part.parse(part).pair, progress.at)
+            if part
+            else translate_dataset(source, out, plan, progress.at)
+        )
+    if info is None:
+        show({"part": part, "whole": False}, as_json, f"part {part} done; the dataset is made when all parts are there")
+        return
+    counts = {"name": info.name, "lang": info.lang, "samples": info.samples, "rejected": info.rejected}
+    show(counts, as_json, f"{out}: {info.samples} samples, {info.rejected} rejected; see {out / 'quality.html'}")
 
 
 @app.command()
@@ -237,7 +180,7 @@ def evaluate(
         print(f"part {part} done; the result is made when all parts are there")
         return
     summary = {"name": result.name, "score": result.score, "n": result.n, "scorer": result.scorer}
-    _print(summary, as_json, f"{result.name}: {result.score:.4f} on {result.n} questions ({result.scorer})")
+    show(summary, as_json, f"{result.name}: {result.score:.4f} on {result.n} questions ({result.scorer})")
 
 
 @app.command()
@@ -256,7 +199,7 @@ def score(
     from vlm.eval.tasks import find_task
 
     result = score_files(find_task(task), ShardDataset.open(truth), read_predictions(predictions))
-    _print(result, as_json, f"{result['score']:.4f} on {result['n']} questions ({result['scorer']})")
+    show(result, as_json, f"{result['score']:.4f} on {result['n']} questions ({result['scorer']})")
 
 
 @app.command()
@@ -280,7 +223,7 @@ def merge(
 
     folder = out or Path(loaded.run) / "merged"
     proof = run_merge(loaded, folder)
-    _print(asdict(proof), as_json, f"{folder}: logits agree to {proof.max_difference:.1e} on {proof.probes} samples")
+    show(asdict(proof), as_json, f"{folder}: logits agree to {proof.max_difference:.1e} on {proof.probes} samples")
 
 
 @app.command()
@@ -308,7 +251,7 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
     from vlm.report import write_report
 
     paths = write_report(run_folder)
-    _print({"html": str(paths.page), "text": str(paths.project_report)}, as_json, f"report: {paths.page}")
+    show({"html": str(paths.page), "text": str(paths.project_report)}, as_json, f"report: {paths.page}")
 
 
 @app.command()
@@ -374,7 +317,7 @@ def estimate(
 
     gpus = loaded.cluster.nodes * loaded.cluster.gpus_per_node
     found = work_out(loaded, gpus or loaded.engine.ranks, A100_TFLOPS if tflops is None else tflops)
-    _print(found.to_json(), as_json, "\n".join(found.lines()))
+    show(found.to_json(), as_json, "\n".join(found.lines()))
 
 
 @app.command("launch")
@@ -450,10 +393,6 @@ def demo_keep(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], out: O
     from vlm.demo.base import keep
 
     keep(run_folder, out)
-
-
-def _print(data: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(data, ensure_ascii=False) if as_json else text, flush=True)
 
 
 def _quiet() -> None:

@@ -66,7 +66,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     cases = [
         (["shards", "build", "--reader", "jsonl", "--input", str(lines), "--out", str(out)], "same key 'same'"),
         (["shards", "build", "--reader", "easy-vqa", "--limit", "1", "--out", str(taken)], "holds something else"),
-        (["shards", "build", "--reader", "esy-vqa", "--out", str(out)], "choose easy-vqa"),
+        (["shards", "build", "--reader", "esy-vqa", "--out", str(out)], "easy-vqa"),
         (["shards", "build", "--reader", "jsonl", "--input", "nowhere.jsonl", "--out", str(out)], "nowhere.jsonl"),
         (["shards", "verify", str(out)], "vlm shards build"),
         (["shards", "stat", str(out)], "vlm shards build"),

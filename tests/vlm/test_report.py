@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +24,7 @@ from shards.build import build
 from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from shards.images import check_image
-from shards.readers import READERS, Reader, ReaderOptions
+from shards.readers import READERS, Draft, Reader, ReaderOptions
 from shards.sample import ImagePart, Message, Question, Sample, Text
 from vlm.report import write_report
 from vlm.report.causes import CAUSES
@@ -389,7 +391,13 @@ def test_large_and_broken_images_are_left_out(run: Path, tmp_path: Path) -> None
         return Sample(key, key, "test", "en", messages, (Question(key, "what?", ("red",)),), image, "png")
 
     samples = [sample("large", noise(310)), sample("broken", noise(20)), sample("good", noise(30))]
-    build(Reader("list", "test", "CC0", ("en",), lambda _: iter(samples)), ReaderOptions(), tmp_path / "own", "own")
+    drafts = [Draft(sample.key, partial(replace, sample)) for sample in samples]
+    build(
+        Reader("list", "test", "CC0", ("en",), lambda _: iter(drafts), "nothing"),
+        ReaderOptions(),
+        tmp_path / "own",
+        "own",
+    )
     dataset = ShardDataset.open(tmp_path / "own")
     offset, size = dataset.entries[1].members["png"]
     with open(tmp_path / "own" / "own-000000.tar", "r+b") as handle:

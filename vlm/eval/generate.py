@@ -67,7 +67,7 @@ class Answerer:
     def _requests(self, index: int, sample: Sample, instruction: str) -> Iterator[Request]:
         image = (ImagePart(),) if sample.image is not None else ()
         for question in sample.questions:
-            text = f"{question.question}\n{instruction}" if instruction else question.question
+            text = f"{question.wording}\n{instruction}" if instruction else question.wording
             ids = self.tokeniser.prompt([Message("user", (*image, Text(text)))])
             if ids.count(self.tokeniser.image_id) != len(image) * self.tokeniser.image_tokens:
                 raise BadInput(f"sample {sample.key}: question {question.question_id} holds the text {IMAGE}")

@@ -40,6 +40,11 @@ class Part:
             raise BadInput(f"--part {text}: write i/n with i from 0 to n-1, such as 0/2")
         return cls(int(left), int(right))
 
+    @property
+    def pair(self) -> tuple[int, int]:
+        """(index, of)."""
+        return self.index, self.of
+
     def samples(self, total: int) -> range:
         """Indices of this part's samples."""
         return range(total * self.index // self.of, total * (self.index + 1) // self.of)

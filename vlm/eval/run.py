@@ -3,19 +3,21 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from shards.files import read_json, sha256_file, write_atomic, write_json
-from shards.translate.config import make_engine
+from shards.translate.plan import make_plan
+from shards.translate.translator import translate_texts
 from vlm.checkpoint import newest, read_state
 from vlm.config import Recipe
 from vlm.eval.parts import Journal, Part, Row, claim_settings, collect, read_rows
 from vlm.eval.tasks import find_task
 from vlm.model.assemble import weights_digest
+from vlm.translation import MAKERS
 
 CHUNK = 32
 
@@ -201,9 +203,10 @@ def _backtranslate(recipe: Recipe, folder: Path, dataset: ShardDataset) -> Resul
         raise BadInput(f"eval.answers: {direct} has no result.json; evaluate it with eval.protocol=direct first")
     before = read_json(direct / "result.json")
     rows = list(read_rows(direct / "predictions.jsonl"))
-    engine = make_engine(recipe.translate)
+    # an answer is taken as it comes back: whether it is a good text is for the score to say
+    plan = replace(make_plan(recipe.translate, MAKERS), quality=None)
     texts = sorted({r.prediction for r in rows})
-    back = dict(zip(texts, engine.translate(texts), strict=True))
+    back = dict(zip(texts, translate_texts(texts, plan), strict=True))
     original = {q.question_id: q for sample in dataset for q in sample.questions}
     absent = [r.question_id for r in rows if r.question_id not in original]
     if absent:
@@ -236,6 +239,8 @@ def _score(
     lost: frozenset[str] = frozenset(),
 ) -> Result:
     task = find_task(recipe.eval.task)
+    if unknown := next((r.question_id for r in rows if not r.answers), None):
+        raise BadInput(f"eval.data: {recipe.eval.data} has no answer to question {unknown}: it cannot be scored")
     points = [0.0 if r.question_id in lost else task.correct(r.prediction, r.answers) for r in rows]
     text = "".join(
         json.dumps({**asdict(r), "correct": p == 1.0}, ensure_ascii=False) + "\n"

@@ -41,5 +41,7 @@ def score_files(task: Task, dataset: ShardDataset, predictions: dict[str, str]) 
     if odd:
         where = "has no prediction" if odd[0] in truth else "is not in the data"
         raise BadInput(f"predictions: question {odd[0]} {where} ({len(odd)} such in all)")
+    if unknown := next((i for i, q in truth.items() if not q.answers), None):
+        raise BadInput(f"{dataset.folder}: no answer to question {unknown}: it cannot be scored")
     points = [task.correct(predictions[i], q.answers) for i, q in truth.items()]
     return {"task": task.name, "score": sum(points) / len(points), "n": len(points), "scorer": task.scorer}

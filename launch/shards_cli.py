@@ -1,0 +1,158 @@
+"""`vlm shards`: raw sets to tar shards, checked and counted."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launch.options import Json, Out, show
+from shards.errors import BadInput
+
+shards_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Build, verify and describe tar shards.\n\nExample: vlm shards verify runs/demo/data/ru-train",
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Dataset folder.")]
+Workers = Annotated[int | None, typer.Option(help="Workers; the result does not depend on them. [default: one a core]")]
+
+
+class ImageFormat(StrEnum):
+    """Formats that images may be written anew in."""
+
+    jpg = "jpg"
+    png = "png"
+    webp = "webp"
+
+
+@shards_app.command("readers")
+def readers(as_json: Json = False) -> None:
+    """List the readers of raw sets, and what each takes as --input and --images.
+
+    Example: vlm shards readers
+    """
+    from shards.readers import READERS
+
+    rows = [
+        {"name": r.name, "languages": list(r.languages), "takes": r.takes, "options": list(r.options),
+         "source": r.source, "licence": r.licence}
+        for r in READERS.values()
+    ]  # fmt: skip
+    text = "\n".join(f"{r.name} ({', '.join(r.languages)}; {r.licence})\n    {r.takes}" for r in READERS.values())
+    show({"readers": rows}, as_json, text)
+
+
+@shards_app.command("build")
+def build(
+    out: Out,
+    reader: Annotated[str, typer.Option(help="Name of the reader; `vlm shards readers` lists them.")],
+    input: Annotated[Path | None, typer.Option(help="File or folder of the raw set.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that the images' paths start from.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="File of the answers, where they stand apart.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the raw set. [default: train; of test sets test]")] = None,
+    lang: Annotated[str | None, typer.Option(help="Language, where it is not that of the published set.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after so many rows of the source.")] = None,
+    merge: Annotated[bool, typer.Option(help="All questions about an image in one sample.")] = True,
+    format_prompts: Annotated[
+        bool, typer.Option(help="End the dialogue's questions with LLaVA 1.5's response-format prompts.")
+    ] = False,
+    follow_links: Annotated[bool, typer.Option(help="Images may be links that lead out of --images.")] = False,
+    balance: Annotated[
+        bool, typer.Option(help="Thin turns until the question alone says nothing of the answer.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Stem of the shard files. [default: READER-SPLIT]")] = None,
+    samples_per_shard: Annotated[int, typer.Option(help="Most samples in a tar.")] = 500,
+    bytes_per_shard: Annotated[int, typer.Option(help="Most bytes in a tar.")] = 2**30,
+    max_rejected: Annotated[float, typer.Option(help="Largest share of rows that may be rejected, 0 to 1.")] = 0.01,
+    decode: Annotated[bool, typer.Option(help="Decode every image, not only check its structure.")] = False,
+    max_side: Annotated[int | None, typer.Option(help="Scale larger images down to this many pixels.")] = None,
+    reencode: Annotated[ImageFormat | None, typer.Option(help="Write every image anew in this format.")] = None,
+    quality: Annotated[int, typer.Option(help="Of JPEG and WebP images written anew.")] = 90,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json or its folder, for --max-tokens.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Reject samples with more text tokens.")] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a raw set into tar shards with an index and digests.
+
+    An interrupted build goes on after its last whole shard. Bad rows go to rejected.jsonl.
+
+    Example: vlm shards build --reader llava --input llava_v1_5_mix665k.json --images data --out shards/mix
+    """
+    from launch.progress import Progress
+    from shards.build import build as run_build
+    from shards.encoding import Encoding
+    from shards.readers import ReaderOptions, find_reader
+    from shards.settings import BuildSettings
+
+    raw = find_reader(reader)
+    options = ReaderOptions(
+        input=input, images=images, annotations=annotations, split=split or raw.split, lang=lang, limit=limit,
+        merge=merge, format_prompts=format_prompts, follow_links=follow_links, balance=balance,
+    )  # fmt: skip
+    settings = BuildSettings(
+        bytes_per_shard=bytes_per_shard, max_rejected=max_rejected, decode=decode, workers=workers,
+        encoding=Encoding(reencode.value if reencode else None, quality, max_side),
+        tokenizer=tokenizer, max_tokens=max_tokens,
+    )  # fmt: skip
+    with Progress("samples") as progress:
+        info = run_build(raw, options, out, name, samples_per_shard, progress.at, settings)
+    counts = {
+        "samples": info.samples, "questions": info.questions, "shards": len(info.shards),
+        "rejected": info.rejected, "duplicates": info.duplicates,
+    }  # fmt: skip
+    text = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "samples")
+    show({"name": info.name, **counts}, as_json, f"{out}: {text}")
+
+
+@shards_app.command("verify")
+def verify(
+    folder: Folder,
+    decode: Annotated[bool, typer.Option(help="Decode every image, not only check its structure.")] = False,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Check every digest, index, count and sample of a dataset folder; exit code 1 if something is wrong.
+
+    Example: vlm shards verify data/en-train
+    """
+    from launch.progress import Progress
+    from shards.files import local_folder
+    from shards.info import DATASET_FILE
+    from shards.verify import verify as find_problems
+
+    if not (local_folder(folder) / DATASET_FILE).exists():
+        raise BadInput(f"{folder}: no {DATASET_FILE} there; build the dataset with `vlm shards build`")
+    with Progress("samples") as progress:
+        problems = find_problems(folder, progress.at, workers, decode)
+    show(
+        {"folder": str(folder), "problems": [{"file": p.file, "what": p.what} for p in problems]},
+        as_json,
+        "\n".join(f"{p.file}: {p.what}" for p in problems) or f"{folder}: whole",
+    )
+    if problems:
+        raise typer.Exit(1)
+
+
+@shards_app.command("stat")
+def stat(
+    folder: Folder,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json or its folder: count tokens too.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures to this file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Counts of samples, turns, tokens, languages and image sizes.
+
+    Example: vlm shards stat data/en-train --html stat.html
+    """
+    from launch.progress import Progress
+    from shards.stat import stat as count
+    from shards.stat_page import write_stat_page
+
+    with Progress("samples") as progress:
+        counts = count(folder, tokenizer, progress.at)
+    if html:
+        write_stat_page(counts, html)
+    show(counts.to_json(), as_json, counts.to_text())
