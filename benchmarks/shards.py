@@ -26,11 +26,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from shards.build import build
+from shards.build import BuildSettings, build
 from shards.files import write_json
 from shards.info import DatasetInfo
 from shards.readers import ReaderOptions, find_reader
-from shards.settings import BuildSettings
 from shards.verify import verify
 
 SMALL_SAMPLES = 100_000

@@ -78,7 +78,7 @@ def _causal_figures(figures: list[Figure], engine: HfEngine, sources: list[str],
         return
     some, wanted = sources[:_SOME], targets[:_SOME]
     batched = _measure(figures, engine, f"there, {_SOME} texts", some, wanted)
-    batch_size, prefix = engine.batch_size, engine.method.prefix
+    batch_size = engine.batch_size
     engine.batch_size = 1
     single = _measure(figures, engine, f"there, {_SOME} texts one by one", some, wanted)
     engine.batch_size, engine.method.prefix = batch_size, []

@@ -10,7 +10,7 @@ import typer
 from launch.fence import guard
 from launch.options import Json, Out, Overrides, RecipeName, show
 from launch.shards_cli import shards_app
-from shards.errors import BadInput
+from shards.errors import BadInput, ServerFault
 from vlm.stop import Requeue
 from vlm.world import find_world
 
@@ -33,6 +33,9 @@ def run(arguments: list[str]) -> int:
     except BadInput as error:
         print(f"vlm: {error}", file=sys.stderr)
         return 2
+    except ServerFault as error:
+        print(f"vlm: {error}", file=sys.stderr)
+        return 1
     except Requeue:
         print("vlm: stopped on request after a checkpoint; the same command goes on from there", file=sys.stderr)
         return 75

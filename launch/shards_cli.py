@@ -82,10 +82,10 @@ def build(
     Example: vlm shards build --reader llava --input llava_v1_5_mix665k.json --images data --out shards/mix
     """
     from launch.progress import Progress
+    from shards.build import BuildSettings
     from shards.build import build as run_build
-    from shards.encoding import Encoding
+    from shards.build.encoding import Encoding
     from shards.readers import ReaderOptions, find_reader
-    from shards.settings import BuildSettings
 
     raw = find_reader(reader)
     options = ReaderOptions(
@@ -149,7 +149,7 @@ def stat(
     """
     from launch.progress import Progress
     from shards.stat import stat as count
-    from shards.stat_page import write_stat_page
+    from shards.stat.page import write_stat_page
 
     with Progress("samples") as progress:
         counts = count(folder, tokenizer, progress.at)

@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake in what the user gave."""
+"""The exceptions that end a command with one line: a mistake in what the user gave, a server that fails."""
 
 from typing import Literal
 
@@ -14,3 +14,7 @@ class BadInput(Exception):
     def __init__(self, message: str, kind: Kind = "schema") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class ServerFault(Exception):
+    """A server that we depend on failed in spite of all retries; the message is one clear line. Nothing done is lost."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.charts import Chart, Column, histogram
 from shards.files import write_atomic
-from shards.page import KeyFigure, brief, count, percent, render, shares
+from shards.pages.charts import Chart, Column, histogram
+from shards.pages.page import KeyFigure, brief, count, percent, render, shares
 from shards.translate.quality import Example, Histogram, Quality
 from shards.translate.quality_file import read_quality
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
-from shards.build import versions
 from shards.dataset import ShardDataset, read_index
 from shards.errors import BadInput
 from shards.files import UNFINISHED, parse_json, write_json, write_json_lines
 from shards.info import DATASET_FILE, DatasetInfo, check_name, file_info, read_info
+from shards.output import versions
 from shards.tar import ShardWriter
 from shards.translate.cache import TranslationCache, merge
 from shards.translate.chain import Chain, Outcome

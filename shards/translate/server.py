@@ -10,16 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from shards.errors import BadInput
+from shards.errors import BadInput, ServerFault
 from shards.translate.config import TranslateConfig
 from shards.translate.fewshot import FewShot, clean
 
 # what a server says of a text that it will never translate
 _TEXT_REFUSED = ("content_filter", "context_length_exceeded")
-
-
-class ServerFault(ConnectionError):
-    """The server failed in spite of all retries; the same command goes on from the cache. One clear line."""
 
 
 class RateLimit:

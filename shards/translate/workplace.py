@@ -7,10 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from shards.build import claim_dataset, clear_output
 from shards.errors import BadInput
 from shards.files import UNFINISHED, read_json, release_output, write_json
 from shards.info import DATASET_FILE, read_info
+from shards.output import claim_dataset, clear_output
 from shards.translate.journal import PREFIX
 
 WORK_FILE = f"{PREFIX}work.json"

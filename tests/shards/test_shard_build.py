@@ -22,15 +22,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from shards.ahead import in_order
-from shards.build import build
+from shards.build import BuildSettings, build
+from shards.build.encoding import Encoding
 from shards.dataset import ShardDataset
-from shards.encoding import Encoding
 from shards.errors import BadInput
 from shards.files import read_json
 from shards.info import read_info
 from shards.readers import READERS, Draft, Reader, ReaderOptions
 from shards.sample import ImageExt, Message, Question, Sample, Text
-from shards.settings import BuildSettings
 from shards.tar import tar_header
 from shards.verify import verify
 

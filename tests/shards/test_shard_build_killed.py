@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from shards.build import build
+from shards.build import BuildSettings, build
 from shards.readers import READERS, ReaderOptions
 from shards.sample import Sample
-from shards.settings import BuildSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 MOMENTS = 20

@@ -445,7 +445,13 @@ def test_refused(name: str, results: dict[str, dict[str, Any]]) -> None:
 
 def main(jobs: Path) -> None:
     # What the children import anew would count as their time and memory.
-    for name in ("pyarrow.parquet", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.WebPImagePlugin", "shards.stat"):
+    for name in (
+        "pyarrow.parquet",
+        "PIL.JpegImagePlugin",
+        "PIL.PngImagePlugin",
+        "PIL.WebPImagePlugin",
+        "shards.stat.run",
+    ):
         importlib.import_module(name)
     from launch.cli import run
 

@@ -13,7 +13,7 @@ from shards.errors import BadInput
 from shards.files import read_json, write_json
 from shards.sample import Question, Sample
 from shards.stat import stat
-from shards.stat_page import write_stat_page
+from shards.stat.page import write_stat_page
 from shards.translate.chain import Failure, Outcome
 from shards.translate.checks import Figures
 from shards.translate.quality import Quality, QualityTally

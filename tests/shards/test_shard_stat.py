@@ -14,14 +14,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
-from shards.charts import Chart, columns, histogram, size_map
 from shards.errors import BadInput
 from shards.files import read_json, write_json
-from shards.image_sizes import SizeTally
 from shards.info import DatasetInfo
+from shards.pages.charts import Chart, columns, histogram, size_map
 from shards.sample import ImagePart, Message, Question, Sample, Text
-from shards.spread import spread
 from shards.stat import stat
+from shards.stat.image_sizes import SizeTally
+from shards.stat.spread import spread
 
 MakeSample = Callable[..., Sample]
 MakeDataset = Callable[..., Path]

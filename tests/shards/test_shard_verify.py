@@ -13,17 +13,16 @@ import pytest
 import webdataset
 from PIL import Image
 
-from shards.build import build
+from shards.build import BuildSettings, build
 from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from shards.files import read_json, write_json
 from shards.info import DatasetInfo, file_info, read_info
 from shards.readers import Draft, Reader, ReaderOptions
 from shards.sample import Sample
-from shards.settings import BuildSettings
 from shards.tar import ShardWriter
 from shards.verify import verify
-from shards.verify_shard import Problem, check_shard
+from shards.verify.shard import Problem, check_shard
 
 MakeSample = Callable[..., Sample]
 

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from shards.encoding import Encoding
+from shards.build.encoding import Encoding
 from shards.errors import BadInput, Kind
 from shards.readers.base import Draft
 from shards.sample import Message, Part, Question, Sample, Text

@@ -11,12 +11,12 @@ from typing import Any
 from shards.dataset import check_size, read_index
 from shards.errors import BadInput
 from shards.files import local_folder, parse_json
-from shards.image_sizes import ImageShapes, SizeTally
 from shards.images import MAX_PIXELS
 from shards.index import IndexEntry
 from shards.info import DatasetInfo, ShardInfo, read_info
 from shards.sample import Sample, Text
-from shards.spread import Spread, spread
+from shards.stat.image_sizes import ImageShapes, SizeTally
+from shards.stat.spread import Spread, spread
 from shards.tar import PositionalRead, reader_of
 from shards.tokens import TokenCounter
 

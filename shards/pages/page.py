@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-_HERE = Path(__file__).parent
+_ROOT = Path(__file__).parent.parent
 # Control characters, lone surrogates (no UTF-8 holds them), and marks that turn the direction of what comes after them.
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
@@ -43,9 +43,9 @@ class Shares:
 
 
 def render(template: str, **values: Any) -> str:
-    """The HTML of a template beside this file, which extends page.html."""
+    """The HTML of a template below `shards`, which extends pages/page.html."""
     environment = Environment(
-        loader=FileSystemLoader(_HERE),
+        loader=FileSystemLoader(_ROOT),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shards.build.prepare import Digest, Prepared, Rejected
 from shards.errors import BadInput
 from shards.files import sha256_file
 from shards.info import FileInfo, ShardInfo
-from shards.prepare import Digest, Prepared, Rejected
 
 JOURNAL = ".progress.sqlite"
 

@@ -1,11 +1,8 @@
 """Rows of a reader to a dataset folder of tar shards."""
 
 import hashlib
-import importlib.metadata
 import json
-import platform
-import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,25 +12,21 @@ from pathlib import Path
 import PIL
 
 from shards.ahead import cores, in_order
-from shards.assembly import Assembly, Limits, TooManyRejected
-from shards.encoding import Encoding
+from shards.build.assembly import Assembly, Limits, TooManyRejected
+from shards.build.encoding import Encoding
+from shards.build.journal import JOURNAL, Journal
+from shards.build.origin import portable, sources, stamps
+from shards.build.prepare import TokenLimit, prepare
+from shards.build.settings import BuildSettings
 from shards.errors import BadInput
-from shards.files import UNFINISHED, claim_output, read_json, release_output, write_json, write_json_lines
+from shards.files import UNFINISHED, release_output, write_json, write_json_lines
 from shards.info import DATASET_FILE, DatasetInfo, FileInfo, check_name, file_info
-from shards.journal import JOURNAL, Journal
-from shards.origin import portable, sources, stamps
-from shards.prepare import TokenLimit, prepare
+from shards.output import claim_dataset, clear_output, versions
 from shards.readers.base import Reader, ReaderOptions
-from shards.settings import BuildSettings
 from shards.tokens import TokenCounter
 
 REJECTED_FILE = "rejected.jsonl"
 DUPLICATES_FILE = "duplicates.jsonl"
-
-_OURS = re.compile(
-    r".+-\d{6}\.(tar|index\.json)|(rejected|duplicates)\.jsonl|quality\.(json|html)|"
-    r"\.progress\.sqlite(-journal|-wal|-shm)?|\.translate-.+|\..+\.tmp|" + re.escape(UNFINISHED)
-)
 
 
 def build(
@@ -170,30 +163,3 @@ def _interrupted(error: BadInput, out: Path, journal: Journal, options: ReaderOp
     if isinstance(error, TooManyRejected):
         kept += f"; look into {REJECTED_FILE} there, and build again with a larger --max-rejected to go on after them"
     return BadInput(kept, error.kind)
-
-
-def claim_dataset(out: Path, name: str) -> bool:
-    """`claim_output` for a dataset; another complete dataset there is not overwritten either (BadInput)."""
-    if (out / DATASET_FILE).is_file():
-        found = read_json(out / DATASET_FILE)
-        if not isinstance(found, dict) or found.get("name") != name:
-            holds = found.get("name") if isinstance(found, dict) else found
-            raise BadInput(f"output folder {out} holds the dataset {holds!r:.200}; choose another --out")
-    return claim_output(out, DATASET_FILE)
-
-
-def clear_output(folder: Path, keep: Collection[str] = ()) -> None:
-    """Remove the files of earlier, unfinished work from a claimed folder, except the names in `keep`."""
-    # The mark that the folder is ours goes last.
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == UNFINISHED):
-        if path.name not in keep and _OURS.fullmatch(path.name) and not path.is_dir():
-            path.unlink()
-
-
-def versions() -> dict[str, str]:
-    """Versions that a dataset records."""
-    try:
-        own = importlib.metadata.version("ruvlm")
-    except importlib.metadata.PackageNotFoundError:
-        own = "not installed"
-    return {"ruvlm": own, "python": platform.python_version()}

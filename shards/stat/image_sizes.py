@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from shards.spread import Spread, spread
+from shards.stat.spread import Spread, spread
 
 _CELLS_PER_OCTAVE = 4
 # Longer side ÷ shorter side; between them lie the shapes of cameras and screens: 4:3, 3:2, 16:9.

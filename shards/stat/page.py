@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from shards.charts import Chart, columns, histogram, size_map
 from shards.files import write_atomic
-from shards.page import KeyFigure, brief, count, percent, render, shares, size
-from shards.spread import Spread
-from shards.stat import DatasetStat
+from shards.pages.charts import Chart, columns, histogram, size_map
+from shards.pages.page import KeyFigure, brief, count, percent, render, shares, size
+from shards.stat.run import DatasetStat
+from shards.stat.spread import Spread
 
 _SHOWN = 20
 _SIZES = 12
@@ -22,7 +22,7 @@ def stat_page(stat: DatasetStat) -> str:
     lengths = [("Turns", stat.turns_per_sample), ("Characters", stat.characters_per_sample)]
     lengths = [*([("Tokens", stat.tokens.per_sample)] if stat.tokens else []), *reversed(lengths)]
     return render(
-        "stat_page.html",
+        "stat/page.html",
         title=f"{stat.name}: dataset",
         kicker="Dataset",
         heading=stat.name,

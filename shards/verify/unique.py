@@ -11,7 +11,7 @@ from shards.dataset import read_index
 from shards.errors import BadInput
 from shards.info import ShardInfo
 from shards.tar import read_sample, reader_of
-from shards.verify_shard import Problem, ShardReport, short_digest
+from shards.verify.shard import Problem, ShardReport, short_digest
 
 # So many repeated texts are named.
 _MOST_NAMED = 100

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.encoding import Encoding
+from shards.build.encoding import Encoding
 from shards.errors import BadInput
 
 

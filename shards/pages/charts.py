@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shards.image_sizes import SizeCell
-from shards.page import count
-from shards.spread import Bin
+from shards.pages.page import count
+from shards.stat.image_sizes import SizeCell
+from shards.stat.spread import Bin
 
 # SVG units, about a CSS pixel each: the drawing, and the plot inside it
 WIDTH, LEFT, RIGHT, TOP = 360, 48, 346, 12

@@ -13,8 +13,8 @@ from shards.dataset import check_size
 from shards.errors import BadInput
 from shards.files import UNFINISHED, local_folder, sha256_file
 from shards.info import DATASET_FILE, DatasetInfo, FileInfo, ShardInfo, read_info
-from shards.verify_shard import CHANGED, Problem, ShardReport, check_shard, problem_of
-from shards.verify_unique import repeats
+from shards.verify.shard import CHANGED, Problem, ShardReport, check_shard, problem_of
+from shards.verify.unique import repeats
 
 # A worker process is worth its start (0.3 s) for so many bytes.
 _BYTES_PER_WORKER = 256 * 1024 * 1024

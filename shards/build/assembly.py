@@ -6,9 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shards.build.journal import Journal
+from shards.build.prepare import Prepared, Rejected
 from shards.errors import BadInput
-from shards.journal import Journal
-from shards.prepare import Prepared, Rejected
 from shards.tar import ShardWriter, tar_bytes
 
 # Of fewer rows a share says little while more are to come.

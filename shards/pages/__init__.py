@@ -1,0 +1,1 @@
+"""The look that pages share, and their charts."""
