@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -84,7 +85,9 @@ def translate(
 
     Example: vlm translate data/en-train --out data/ru-train memory=easy_vqa.en-ru
     """
+    _quiet()
     from launch.progress import Progress
+    from shards.info import read_info
     from shards.translate.config import TranslateConfig
     from shards.translate.plan import make_plan
     from shards.translate.run import translate_dataset, translate_part
@@ -92,13 +95,14 @@ def translate(
     from vlm.eval.parts import Part
     from vlm.translation import MAKERS
 
-    _quiet()
     plan = make_plan(load_section(TranslateConfig, overrides or []), MAKERS)
+    total = read_info(source).samples
     with Progress("samples") as progress:
+        at = partial(progress.of, total=total)
         info = (
-            translate_part(source, out, plan, Part.parse(part).pair, progress.at)
+            translate_part(source, out, plan, Part.parse(part).pair, at)
             if part
-            else translate_dataset(source, out, plan, progress.at)
+            else translate_dataset(source, out, plan, at)
         )
     if info is None:
         show({"part": part, "whole": False}, as_json, f"part {part} done; the dataset is made when all parts are there")
@@ -402,6 +406,7 @@ def _quiet() -> None:
     """Keep libraries' start-up chatter out of logs that people read."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     if not Path("/dev/nvidiactl").exists():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import warnings

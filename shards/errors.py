@@ -17,4 +17,4 @@ class BadInput(Exception):
 
 
 class ServerFault(Exception):
-    """A server that we depend on failed in spite of all retries; the message is one clear line. Nothing done is lost."""
+    """A server that we depend on failed in spite of all retries; the message is one clear line, what is done stays."""

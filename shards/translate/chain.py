@@ -56,7 +56,7 @@ class Chain:
 
     def __init__(self, plan: Plan, cache: TranslationCache) -> None:
         self.plan, self.cache = plan, cache
-        self._checker = Checker(plan.quality, plan.source_lang, plan.target_lang)
+        self._checker = Checker(plan.quality, plan.source_lang, plan.target_lang, plan.glossary)
         self._back = Chain(plan.backward(), cache) if plan.quality and plan.quality.chrf_share else None
 
     def translate(self, segments: Iterable[str]) -> dict[str, Outcome]:

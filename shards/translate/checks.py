@@ -11,6 +11,7 @@ from typing import Any, Literal
 from shards.errors import BadInput
 from shards.sample import check_text
 from shards.translate.config import QualityConfig
+from shards.translate.glossary import Glossary
 from shards.translate.protect import placeholders, without_placeholders
 
 Kind = Literal[
@@ -69,8 +70,10 @@ class Figures:
 class Checker:
     """Checks of one direction; without a config only those that keep a sample whole."""
 
-    def __init__(self, config: QualityConfig | None, source_lang: str, target_lang: str) -> None:
-        self.config = config
+    def __init__(
+        self, config: QualityConfig | None, source_lang: str, target_lang: str, glossary: Glossary | None = None
+    ) -> None:
+        self.config, self.glossary = config, glossary or Glossary()
         self.source_lang, self.target_lang = _primary(source_lang), _primary(target_lang)
 
     def figures(self, source: str, translation: str) -> Figures:
@@ -105,6 +108,7 @@ class Checker:
         source, translation = without_placeholders(source), without_placeholders(translation)
         checks: tuple[Callable[[str, str, Figures, QualityConfig], Problem | None], ...] = (
             self._numbers,
+            self._words,
             self._repetition,
             self._copy,
             self._script,
@@ -120,6 +124,10 @@ class Checker:
         lost, new = sorted((wanted - found).elements()), sorted((found - wanted).elements())
         parts = [f"{' '.join(numbers):.100} {what}" for numbers, what in ((lost, "lost"), (new, "new")) if numbers]
         return Problem("numbers", ", ".join(parts))
+
+    def _words(self, source: str, translation: str, figures: Figures, config: QualityConfig) -> Problem | None:
+        word = self.glossary.lost_word(source, translation) if config.words else None
+        return None if word is None else Problem("word", f"{word!r:.50} is lost")
 
     def _repetition(self, source: str, translation: str, figures: Figures, config: QualityConfig) -> Problem | None:
         loop = _loop(translation)

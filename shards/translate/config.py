@@ -33,6 +33,8 @@ class QualityConfig:
     "compare the lengths where the source has at least so many characters"
     numbers: bool = True
     "the same numbers, in digits, must stand in both texts"
+    words: bool = True
+    "of words that the glossary has stems for, such as colours, one must stand in the translation"
     chrf_share: float = 0.0
     "share of distinct texts, 0 to 1, that are translated back and compared with the source"
     min_chrf: float = 20.0

@@ -311,7 +311,7 @@ def test_finished_work_is_not_done_again(memory: TranslationMemory, source: Path
     (tmp_path / "ru" / ".unfinished").touch()  # as a kill leaves it that comes after dataset.json
     assert translate_dataset(source, tmp_path / "ru", quarter(memory, 0)) == first
     assert verify(tmp_path / "ru") == []
-    for change in ({"max_rejected": 0.3}, {"quality": None}, {"glossary": Glossary("ru", {"a": "б"}, "1")}):
+    for change in ({"max_rejected": 0.3}, {"quality": None}, {"glossary": Glossary("ru", {"a": "б"}, version="1")}):
         with pytest.raises(ConnectionError):  # other work
             translate_dataset(source, tmp_path / "ru", replace(quarter(memory, 0), **change))
         translate_dataset(source, tmp_path / "ru", quarter(memory))

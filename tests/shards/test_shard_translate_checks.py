@@ -73,6 +73,24 @@ def test_checks(source: str, translation: str | None, kind: str | None) -> None:
     assert problem is None or problem.reason
 
 
+@pytest.mark.parametrize(
+    ("source", "translation", "lost"),
+    [
+        ("a red circle", "красный круг", False),
+        ("The Red bus.", "Красным автобусом.", False),
+        ("a black dog", "ЧЁРНАЯ собака", False),
+        ("is there a brown shape?", "есть ли чёрный круг?", True),
+        ("a circle", "красный квадрат", True),
+        ("he is bored", "ему скучно", False),
+    ],
+)
+def test_words_with_stems_stay(source: str, translation: str, lost: bool) -> None:
+    for config, finds in ((QualityConfig(), True), (QualityConfig(words=False), False)):
+        checker = Checker(config, "en", "ru", Glossary.named("", "en", "ru"))
+        problem = checker.quality(source, translation, checker.figures(source, translation))
+        assert (problem and problem.kind) == ("word" if lost and finds else None)
+
+
 def test_copies_are_found_where_the_script_is_the_same() -> None:
     checker = Checker(QualityConfig(languages=False), "en", "de")
     for text, kind in ((QUESTION, "copy"), ("Hand", None)):

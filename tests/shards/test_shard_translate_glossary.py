@@ -38,6 +38,16 @@ def test_packaged_glossary_agrees_with_the_packaged_memory() -> None:
         assert both == {text: pairs[text] for text in both}
 
 
+def test_stems_count_from_left_to_right(tmp_path: Path) -> None:
+    lines = "en\tru\nred\tкрасный\tкрасн|рыж\ncat\tкот\n"
+    there = load(tmp_path, lines)
+    assert there.lost_word("Red cats", "рыжие коты") is None
+    assert there.lost_word("red, red cat", "голубой кот") == "red"
+    assert there.lost_word("redder", "кот") is None
+    assert there.version != load(tmp_path, lines.replace("|рыж", "")).version
+    assert Glossary.load(tmp_path / "g.tsv", "ru", "en").lost_word("красный", "blue") is None
+
+
 def test_version_follows_the_entries(tmp_path: Path) -> None:
     first, same = load(tmp_path, "en\tru\na\tб\nc\tг\n"), load(tmp_path, "en\tru\nc\tг\r\na\tб\n")
     assert first.version == same.version != load(tmp_path, "en\tru\na\tв\nc\tг\n").version

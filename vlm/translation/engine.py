@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -48,9 +49,13 @@ class HfEngine:
         return translations
 
 
+_loaded = lru_cache(maxsize=2)(load_checkpoint)
+
+
 def make(config: TranslateConfig) -> HfEngine:
     """Load a config's model; whether it has an encoder says how it is asked."""
-    checkpoint = load_checkpoint(config.model, config.device, config.dtype)
+    # a chain and its way back may name one model
+    checkpoint = _loaded(config.model, config.device, config.dtype)
     common = [config.max_new_tokens, str(checkpoint.model.dtype)]
     if checkpoint.model.config.is_encoder_decoder:
         direction = find_direction(checkpoint, config.source_lang, config.target_lang)
