@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work, on the error output: a bar on a terminal, a plain line now and then in a log."""
 
 import sys
 import time
@@ -22,7 +22,7 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=done, total=total)
         elif time.monotonic() - self._last >= self.every:
             self._last = time.monotonic()
-            print(f"{done}{f'/{total}' if total else ''} {self.unit}", flush=True)
+            print(f"{done}{f'/{total}' if total else ''} {self.unit}", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:

@@ -1,6 +1,7 @@
 """`vlm shards`: raw sets to tar shards, checked and counted."""
 
 from enum import StrEnum
+from os.path import isdir
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,7 @@ def build(
     annotations: Annotated[Path | None, typer.Option(help="File of the answers, where they stand apart.")] = None,
     split: Annotated[str | None, typer.Option(help="Part of the raw set. [default: train; of test sets test]")] = None,
     lang: Annotated[str | None, typer.Option(help="Language, where it is not that of the published set.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop after so many rows of the source.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after so many rows, or images with their questions.")] = None,
     merge: Annotated[bool, typer.Option(help="All questions about an image in one sample.")] = True,
     format_prompts: Annotated[
         bool, typer.Option(help="End the dialogue's questions with LLaVA 1.5's response-format prompts.")
@@ -69,7 +70,7 @@ def build(
     decode: Annotated[bool, typer.Option(help="Decode every image, not only check its structure.")] = False,
     max_side: Annotated[int | None, typer.Option(help="Scale larger images down to this many pixels.")] = None,
     reencode: Annotated[ImageFormat | None, typer.Option(help="Write every image anew in this format.")] = None,
-    quality: Annotated[int, typer.Option(help="Of JPEG and WebP images written anew.")] = 90,
+    quality: Annotated[int, typer.Option(help="Of JPEG and WebP images written anew, 1 to 100.")] = 90,
     tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.json or its folder, for --max-tokens.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Reject samples with more text tokens.")] = None,
     workers: Workers = None,
@@ -151,6 +152,8 @@ def stat(
     from shards.stat import stat as count
     from shards.stat.page import write_stat_page
 
+    if html is not None and (isdir(html) or not isdir(html.parent)):
+        raise BadInput(f"--html {html}: give the name of a file, in a folder that is there")
     with Progress("samples") as progress:
         counts = count(folder, tokenizer, progress.at)
     if html:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -69,9 +70,14 @@ def write_json_lines(path: Path | str, objects: Iterable[Any]) -> None:
             handle.write(json.dumps(obj, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n")
 
 
+def json_text(obj: Any) -> str:
+    """`obj` as indented JSON in insertion order; NaN and infinity are refused (ValueError)."""
+    return json.dumps(obj, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+
+
 def write_json(path: Path | str, obj: Any) -> None:
-    """Write `obj` as indented JSON in insertion order; NaN and infinity are refused (ValueError)."""
-    write_atomic(path, json.dumps(obj, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    """Write `json_text` of `obj`."""
+    write_atomic(path, json_text(obj))
 
 
 def refuse_constant(name: str) -> Any:
@@ -87,8 +93,19 @@ def parse_json(data: bytes | str, where: str) -> Any:
         raise BadInput(f"{where}: not valid JSON ({error})") from error
 
 
+def check_plain_file(path: Path | str) -> None:
+    """BadInput unless `path` is a plain file: a pipe gives its content only once, a device may never end."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(mode):
+        raise BadInput(f"{path}: not a plain file; save what it gives to one")
+
+
 def read_json(path: Path | str, max_bytes: int = 64 * 1024 * 1024) -> Any:
     """Read a JSON file of at most `max_bytes`; BadInput, naming the file, when missing, garbage or larger."""
+    check_plain_file(path)
     try:
         with open(path, "rb") as handle:
             # a read of max_bytes alone would take that much memory for the smallest file
@@ -170,20 +187,25 @@ def _difference(path: Path, sealed: Any) -> str | None:
     return None
 
 
-def claim_output(folder: Path | str, marker: str) -> bool:
-    """Make `folder` ours for writing; true when it was created now.
-
-    A folder with other people's files is BadInput. Earlier output, whole (`marker`) or `.unfinished`, may be
-    written again; its marker is withdrawn first, so that a half-written folder never looks whole.
-    """
+def check_output(folder: Path | str, marker: str) -> None:
+    """BadInput for a folder with other people's files; output that is whole (`marker`) or `.unfinished` is ours."""
     folder = Path(folder)
-    created = not folder.exists()
-    if not created:
+    if os.path.lexists(folder):
         if not folder.is_dir():
             raise BadInput(f"output {folder} is not a folder; choose another --out")
         names = {path.name for path in folder.iterdir()}
         if names and not names & {marker, UNFINISHED}:
             raise BadInput(f"output folder {folder} holds something else; choose another --out")
+
+
+def claim_output(folder: Path | str, marker: str) -> bool:
+    """Make `folder` ours for writing, see `check_output`; true when it was created now.
+
+    Earlier output may be written again; its marker is withdrawn first, so that a half-written folder never looks whole.
+    """
+    folder = Path(folder)
+    check_output(folder, marker)
+    created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / UNFINISHED).touch()
     sync_folder(folder)

@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -134,8 +135,9 @@ class ShardWriter:
     def drop(self) -> None:
         """Remove what is not finished."""
         self._flusher.shutdown()
-        self._handle.close()
         self._temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a full disk it tries to write the rest once more
+            self._handle.close()
 
     def __len__(self) -> int:
         return len(self._entries)

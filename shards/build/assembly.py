@@ -13,6 +13,8 @@ from shards.tar import ShardWriter, tar_bytes
 
 # Of fewer rows a share says little while more are to come.
 _ROWS_TO_JUDGE = 1000
+# dataset.json lists them all, and is read whole.
+MAX_SHARDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,10 @@ class Limits:
     "of a tar, unless one sample alone takes more"
     rejected: float
     "share of the rows, 0 to 1"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise BadInput(f"--samples-per-shard is {self.samples}; at least 1 is wanted")
 
 
 class TooManyRejected(BadInput):
@@ -84,7 +90,10 @@ class Assembly:
         if self._writer is not None and not self._fits(self._writer, len(row.packed.data)):
             self._close(self._writer)
         if self._writer is None:
-            self._writer = ShardWriter(self.out, f"{self.name}-{len(self.journal.shards):06d}")
+            number = len(self.journal.shards)
+            if number == MAX_SHARDS:
+                raise BadInput(f"more than {number} shards; set a larger --samples-per-shard or --bytes-per-shard")
+            self._writer = ShardWriter(self.out, f"{self.name}-{number:06d}")
         self._writer.append(row.packed)
         self.journal.add(row)
 

@@ -11,6 +11,7 @@ from shards.images import check_image
 from shards.sample import IMAGE_EXTENSIONS, ImageExt
 
 _FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+QUALITY = 90
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Encoding:
 
     format: str | None = None
     "jpg, png or webp: every image is written anew in it"
-    quality: int = 90
+    quality: int = QUALITY
     "of JPEG and WebP written here, 1 to 100"
     max_side: int | None = None
     "pixels: an image with a longer side is scaled down to it, in its own format unless `format` names one"
@@ -31,6 +32,8 @@ class Encoding:
             raise BadInput(f"--quality is {self.quality}; 1 to 100 is wanted")
         if self.max_side is not None and self.max_side < 1:
             raise BadInput(f"--max-side is {self.max_side}; at least 1 pixel is wanted")
+        if self.quality != QUALITY and self.keeps:
+            raise BadInput("--quality is of images written anew; give --reencode or --max-side with it")
 
     @property
     def keeps(self) -> bool:
@@ -55,5 +58,11 @@ class Encoding:
         image.info = {}
         target = self.format or ext
         buffer = io.BytesIO()
-        image.save(buffer, _FORMATS[target], quality=self.quality)
+        try:
+            image.save(buffer, _FORMATS[target], quality=self.quality)
+        except (OSError, ValueError) as error:  # a side longer than the format can have
+            size = f"{image.width}x{image.height}"
+            raise BadInput(
+                f"image of {size} cannot be written as {target} ({error}); give --max-side", "image"
+            ) from error
         return buffer.getvalue(), cast(ImageExt, target)

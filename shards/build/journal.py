@@ -3,7 +3,6 @@
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from shards.files import sha256_file
 from shards.info import FileInfo, ShardInfo
 
 JOURNAL = ".progress.sqlite"
+# SQLite undoes by it what a kill has cut short.
+_ROLLBACK = f"{JOURNAL}-journal"
 
 _SCHEMA = (
     "CREATE TABLE work (digest TEXT)",
@@ -63,8 +64,8 @@ class Journal:
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=0, isolation_level=None)
 
-    def _lock(self) -> None:
-        """Keep other processes out until `close`."""
+    def _open(self) -> None:
+        """Begin a transaction; who builds holds the folder alone, so the file need not be shared."""
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute("PRAGMA cache_size = -8000")
         self._db.execute("BEGIN EXCLUSIVE")
@@ -72,7 +73,7 @@ class Journal:
     def _load(self, work: str) -> bool:
         """Take over what the journal says; false when it is of other work or its shards do not stand."""
         try:
-            self._lock()
+            self._open()
             if self._db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 return False
             if self._db.execute("SELECT digest FROM work").fetchall() != [(work,)]:
@@ -80,9 +81,7 @@ class Journal:
             rows = self._db.execute("SELECT shard, tally FROM shards ORDER BY number").fetchall()
             shards = [ShardInfo.from_json(json.loads(shard), str(self.path)) for shard, _ in rows]
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-                raise BadInput(f"another process builds into {self.folder}; choose another --out") from error
-            if error.sqlite_errorcode not in _NOT_OURS:
+            if error.sqlite_errorcode & 0xFF not in _NOT_OURS:
                 raise
             return False
         except (BadInput, ValueError):
@@ -94,7 +93,7 @@ class Journal:
         return True
 
     def _begin(self, work: str) -> None:
-        self._lock()
+        self._open()
         for table in _SCHEMA:
             self._db.execute(table)
         self._db.execute("INSERT INTO work VALUES (?)", (work,))
@@ -105,8 +104,8 @@ class Journal:
 
     @property
     def files(self) -> set[str]:
-        """Names of the shards and indexes that stand."""
-        return {file.file for shard in self.shards for file in (shard.tar, shard.index)}
+        """Names of the journal's own files, and of the shards and indexes that stand."""
+        return {JOURNAL, _ROLLBACK, *(file.file for shard in self.shards for file in (shard.tar, shard.index))}
 
     def look_up(self, digests: Iterable[Digest]) -> None:
         """Make `first` know these digests: asking for many at once is faster."""
@@ -187,6 +186,5 @@ class Journal:
     def discard(self) -> None:
         """Remove the journal. The file goes first: what SQLite keeps beside it would not fit another one."""
         self._db.close()
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                self.path.with_name(self.path.name + suffix).unlink()
+        for name in (JOURNAL, _ROLLBACK):
+            (self.folder / name).unlink(missing_ok=True)

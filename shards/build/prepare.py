@@ -69,6 +69,7 @@ def prepare(
     draft: Draft, encoding: Encoding, decode: bool = False, limit: TokenLimit | None = None
 ) -> Prepared | Rejected:
     """Make the sample of a draft, check and pack it; `decode` looks at every pixel of its image."""
+    place = _writable(draft.place)
     try:
         sample = normalised(draft.make())
         if limit is not None:
@@ -78,15 +79,20 @@ def prepare(
             sample = replace(sample, image=image, image_ext=ext)
         packed = pack(sample, decode)
     except BadInput as error:
-        return Rejected(draft.place, error.kind, str(error))
+        return Rejected(place, error.kind, _writable(str(error)))
     return Prepared(
-        draft.place,
+        place,
         packed,
         sample.lang,
         _digest(b"key", sample.key),
         {_digest(b"question_id", question.question_id): question.question_id for question in sample.questions},
         tuple(_asked(sample)),
     )
+
+
+def _writable(text: str) -> str:
+    """`text` with escapes for what UTF-8 cannot hold, such as the bytes of a file name in another encoding."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def normalised(sample: Sample) -> Sample:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import closing, suppress
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain, islice
@@ -14,15 +15,15 @@ import PIL
 from shards.ahead import cores, in_order
 from shards.build.assembly import Assembly, Limits, TooManyRejected
 from shards.build.encoding import Encoding
-from shards.build.journal import JOURNAL, Journal
+from shards.build.journal import Journal
 from shards.build.origin import portable, sources, stamps
 from shards.build.prepare import TokenLimit, prepare
 from shards.build.settings import BuildSettings
 from shards.errors import BadInput
 from shards.files import UNFINISHED, release_output, write_json, write_json_lines
 from shards.info import DATASET_FILE, DatasetInfo, FileInfo, check_name, file_info
-from shards.output import claim_dataset, clear_output, versions
-from shards.readers.base import Reader, ReaderOptions
+from shards.output import check_dataset, claim_dataset, clear_output, room_to_write, sole_writer, versions
+from shards.readers.base import Draft, Reader, ReaderOptions
 from shards.tokens import TokenCounter
 
 REJECTED_FILE = "rejected.jsonl"
@@ -46,38 +47,39 @@ def build(
     """
     settings = settings or BuildSettings()
     name = check_name(name or f"{reader.name}-{options.split}", "--name")
-    if samples_per_shard < 1:
-        raise BadInput(f"samples_per_shard is {samples_per_shard}; at least 1 is wanted")
-    # The first row is read before the output is touched: most mistakes in the input show here.
-    drafts = islice(reader.drafts(options), options.limit)
-    first = next(drafts, None)
-    if first is None:
-        raise BadInput(f"reader {reader.name} found no samples; check --input, --split and --limit")
     limits = Limits(samples_per_shard, settings.bytes_per_shard, settings.max_rejected)
     tokens = _token_limit(settings)
+    check_dataset(out, name)
+    rows = _rows(reader, options)
     work = partial(prepare, encoding=settings.encoding, decode=settings.decode, limit=tokens)
     info = _description(reader, options, name, settings.encoding, tokens)
-    created = claim_dataset(out, name)
-    with closing(Journal(out, _work(info, options, out, limits, settings))) as journal:
-        clear_output(out, keep={UNFINISHED, JOURNAL, *journal.files})
-        # Rows that a standing shard holds, or that were rejected before it was full, are not made again.
-        left = islice(chain([first], drafts), journal.tally.rows, None)
-        try:
+    created = not out.exists()
+    with sole_writer(out), room_to_write(out):
+        claim_dataset(out, name)
+        journal = Journal(out, _work(info, options, out, limits, settings))
+        with closing(journal), _left_by_bad_input(out, created, journal, options):
+            clear_output(out, keep={UNFINISHED, *journal.files})
+            # Rows that a standing shard holds, or that were rejected before it was full, are not made again.
+            left = islice(rows, journal.tally.rows, None)
             with (
                 Assembly(journal, out, name, limits) as assembly,
                 closing(in_order(left, work, settings.workers or cores())) as prepared,
             ):
-                for rows in prepared:
-                    assembly.take(rows)
+                for part in prepared:
+                    assembly.take(part)
                     if progress:
                         progress(journal.tally.samples)
                 assembly.finish()
             return _finish(out, info, journal, options)
-        except BadInput as error:
-            if not journal.shards:
-                _withdraw(out, created, journal)
-                raise
-            raise _interrupted(error, out, journal, options) from error
+
+
+def _rows(reader: Reader, options: ReaderOptions) -> Iterator[Draft]:
+    """The rows to take. The first is read now, before the output is touched: most mistakes in the input show then."""
+    drafts = islice(reader.drafts(options), options.limit)
+    first = next(drafts, None)
+    if first is None:
+        raise BadInput(f"reader {reader.name} found no samples; check --input, --split and --limit")
+    return chain([first], drafts)
 
 
 def _token_limit(settings: BuildSettings) -> TokenLimit | None:
@@ -146,6 +148,19 @@ def _write_rejected(out: Path, journal: Journal, options: ReaderOptions) -> File
     return file_info(out / REJECTED_FILE)
 
 
+@contextmanager
+def _left_by_bad_input(out: Path, created: bool, journal: Journal, options: ReaderOptions) -> Iterator[None]:
+    """After BadInput nothing is left, or whole shards for a build that goes on."""
+    try:
+        with room_to_write(out):
+            yield
+    except BadInput as error:
+        if not journal.shards:
+            _withdraw(out, created, journal)
+            raise
+        raise _interrupted(error, out, journal, options) from error
+
+
 def _withdraw(out: Path, created: bool, journal: Journal) -> None:
     """Leave the folder as it was found."""
     journal.discard()
@@ -159,7 +174,8 @@ def _interrupted(error: BadInput, out: Path, journal: Journal, options: ReaderOp
     """The error that says what stays for a build that goes on."""
     kept = f"{error}; whole shards kept in {out}: {len(journal.shards)}"
     if journal.tally.rejected:
-        _write_rejected(out, journal, options)
+        with suppress(OSError, sqlite3.Error):  # on a full disk, what led here matters more
+            _write_rejected(out, journal, options)
     if isinstance(error, TooManyRejected):
         kept += f"; look into {REJECTED_FILE} there, and build again with a larger --max-rejected to go on after them"
     return BadInput(kept, error.kind)

@@ -1,15 +1,19 @@
 """What a reader of raw sets is."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from shards.errors import BadInput
+from shards.files import check_plain_file
 from shards.sample import Sample, check_lang
 
 # Options that every reader honours: `input` names the set, `limit` is applied by the build.
 _COMMON = ("input", "split", "limit")
+# it becomes part of keys and names of files
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,17 @@ class ReaderOptions:
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise BadInput(f"limit is {self.limit}; at least 1 sample is wanted")
+            raise BadInput(f"--limit is {self.limit}; at least 1 is wanted")
+        if not _SPLIT.fullmatch(self.split):
+            raise BadInput(f"--split {self.split!r:.100}: 1 to 64 letters, digits, '.', '_' or '-' are allowed")
+        if self.follow_links and self.images is None:
+            raise BadInput("--follow-links is of the folder given with --images; give both")
         if self.lang is not None:
             check_lang(self.lang, "--lang")
+
+    def stem(self, reader: str) -> str:
+        """What the keys of the reader's samples begin with."""
+        return f"{reader}-{self.split}".replace(".", "-")
 
     def to_json(self) -> dict[str, Any]:
         """Options as recorded; of paths the last name alone, so that a build does not depend on where it ran."""
@@ -88,4 +100,22 @@ class Reader:
                 raise BadInput(
                     f"reader {self.name} has no use for --{flag if getattr(options, field.name) else f'no-{flag}'}"
                 )
+        for name in ("input", "annotations", "images"):
+            _check_path(getattr(options, name), f"--{name}")
         return self.read(options)
+
+
+def _check_path(path: Path | None, option: str) -> None:
+    """BadInput unless `path`, if there is one, is a plain file or a folder with a name that can be recorded."""
+    if path is None:
+        return
+    try:
+        str(path).encode("utf-8")
+        if not path.is_dir():
+            check_plain_file(path)
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{option} {str(path)!r:.300}: its name is not UTF-8; rename it") from error
+    except OSError as error:
+        raise BadInput(f"{option} {path}: cannot be read ({error.strerror})") from error
+    except BadInput as error:
+        raise BadInput(f"{option} {error}") from error

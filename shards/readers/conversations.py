@@ -37,8 +37,7 @@ class Conversations:
     @classmethod
     def of(cls, reader: str, lang: str, options: ReaderOptions) -> "Conversations":
         """Those of a reader whose set is published in `lang`."""
-        split = re.sub(r"[^A-Za-z0-9_-]", "-", options.split)
-        return cls(f"{reader}-{split}", reader, options.lang or lang)
+        return cls(options.stem(reader), reader, options.lang or lang)
 
     def sample(
         self,

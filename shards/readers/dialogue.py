@@ -59,7 +59,7 @@ class Dialogues:
         """Those of a reader whose set is published in `lang`; BadInput when the prompt is not known in the language."""
         lang = options.lang or lang
         format_prompt = prompt(prompt_name, lang) if options.format_prompts else None
-        return cls(f"{reader}-{options.split}", reader, lang, format_prompt, options.merge)
+        return cls(options.stem(reader), reader, lang, format_prompt, options.merge)
 
     def drafts(self, rows: Iterable[tuple[str, Check]], load: Callable[[str], bytes]) -> Iterator[Draft]:
         """Drafts of (place, check) rows, in the order of the questions or of the images' first ones.

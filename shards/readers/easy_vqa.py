@@ -12,6 +12,7 @@ from shards.errors import BadInput
 from shards.files import read_json
 from shards.readers.base import Draft, Reader, ReaderOptions
 from shards.readers.easy_vqa_questions import FORMS, Conclusions, QuestionForm
+from shards.readers.images import ImageFolder
 from shards.sample import ImagePart, Message, Question, Sample, Text
 
 _SPLITS = ("train", "test")
@@ -35,12 +36,8 @@ class _Split:
     bad: list[tuple[str, str]]
 
     def image(self, image_id: int) -> bytes:
-        path = self.folder / self.name / "images" / f"{image_id}.png"
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            why = f"image {image_id}.png cannot be read ({error.strerror})"
-            raise BadInput(why, "image-missing") from error
+        # an installed package may be all links
+        return ImageFolder(self.folder / self.name / "images", follow_links=True).read(f"{image_id}.png")
 
     def drafts(self, make: Callable[["_Split", int], Sample], images: Iterable[int]) -> Iterator[Draft]:
         for place, why in self.bad:

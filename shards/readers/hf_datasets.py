@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from shards.errors import BadInput
@@ -16,6 +16,7 @@ from shards.readers.images import ImageFolder
 from shards.readers.tables import Row, arrow_columns, arrow_rows, parquet_columns, parquet_rows
 from shards.sample import Sample
 
+_NAME = re.compile(r"[^/\0\ud800-\udfff]+")
 _PART = re.compile(r"(?P<split>.+?)(-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?)?\.parquet")
 
 
@@ -100,7 +101,7 @@ def _list(path: Path, name: str) -> list[Any]:
 
 def _below(folder: Path, name: Any) -> Path:
     """A file or folder that lies in `folder`; BadInput for a name that leads anywhere else."""
-    if not isinstance(name, str) or "\0" in name or name in ("", ".", "..") or PurePosixPath(name).name != name:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in (".", ".."):
         raise BadInput(f"{folder}: {name!r:.200} is no name of a file in it")
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):

@@ -36,13 +36,17 @@ class ImageFolder:
         if options.images is None:
             raise BadInput("the set names images; give their folder with --images")
         if not options.images.is_dir():
-            raise BadInput(f"--images {options.images}: no such folder")
+            raise BadInput(f"--images {options.images}: not a folder")
         return cls(options.images, options.follow_links, folders)
 
     def read(self, name: Any) -> bytes:
         """The bytes of an image; BadInput when it is missing or lies outside the folder."""
         if not isinstance(name, str) or not name or "\0" in name or len(name) > 1000:
             raise BadInput(f"the image should be a path below --images, not {name!r:.100}")
+        try:
+            os.fsencode(name)
+        except UnicodeEncodeError as error:
+            raise BadInput(f"the image's path {name!r:.200} is not valid Unicode", "text") from error
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if name.startswith("/") or ".." in parts:
             raise BadInput(f"the image {name!r:.200} lies outside --images {self.root}", "image-missing")

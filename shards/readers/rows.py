@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import BadInput
-from shards.files import parse_json
+from shards.files import check_plain_file, parse_json
 from shards.images import MAX_IMAGE_BYTES
 from shards.readers.json_stream import JsonStream
 from shards.readers.tables import Row, parquet_rows
@@ -115,6 +115,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Row]]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
+    check_plain_file(path)
     try:
         with open(path, "rb") as handle:
             yield handle
@@ -124,6 +125,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _open_text(path: Path) -> Iterator[IO[str]]:
+    check_plain_file(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             yield handle

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import BadInput
+from shards.files import check_plain_file
 from shards.images import MAX_IMAGE_BYTES
 from shards.sample import MAX_JSON_BYTES
 
@@ -123,6 +124,7 @@ def _open_arrow(path: Path) -> Iterator[tuple["pyarrow.MemoryMappedFile", "pyarr
 def _arrow_errors(path: Path, what: str) -> Iterator[None]:
     import pyarrow
 
+    check_plain_file(path)
     try:
         yield
     except (pyarrow.ArrowException, OSError, ValueError) as error:

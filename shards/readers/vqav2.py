@@ -68,9 +68,11 @@ def _fill(spool: Spool, path: Path) -> Iterator[Draft]:
     for place, row in json_rows(path, "annotations"):
         try:
             annotation = as_object(row())
-            spool.add(str(id_field(annotation, "question_id")), annotation)
+            question_id = str(id_field(annotation, "question_id"))
         except BadInput as error:
             yield refused(place, f"annotation: {error}", error.kind)
+        else:
+            spool.add(question_id, annotation)
 
 
 def _left(spool: Spool, path: Path) -> Iterator[Draft]:
@@ -95,9 +97,10 @@ def _answered(questions: Path, spool: Spool) -> Iterator[tuple[str, Check]]:
 
 def _annotations_of(row: Row, spool: Spool) -> list[Any]:
     try:
-        return spool.pop(str(id_field(as_object(row()), "question_id")))
+        question_id = str(id_field(as_object(row()), "question_id"))
     except BadInput:
         return []  # the check of the row says why
+    return spool.pop(question_id)
 
 
 def _check(place: str, row: Row, annotations: list[Any] | None) -> Asked:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shards.errors import BadInput
 from shards.files import write_atomic
 from shards.pages.charts import Chart, columns, histogram, size_map
 from shards.pages.page import KeyFigure, brief, count, percent, render, shares, size
@@ -13,8 +14,11 @@ _SIZES = 12
 
 
 def write_stat_page(stat: DatasetStat, path: Path | str) -> None:
-    """Write the page whole; the same counts give the same bytes."""
-    write_atomic(path, stat_page(stat))
+    """Write the page whole; the same counts give the same bytes. BadInput when there is no writing to `path`."""
+    try:
+        write_atomic(path, stat_page(stat))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def stat_page(stat: DatasetStat) -> str:

@@ -176,6 +176,13 @@ class _Tally:
 
 
 def _count_shard(folder: Path, counter: TokenCounter | None, shard: ShardInfo) -> _Tally:
+    try:
+        return _tally_of(folder, counter, shard)
+    except OSError as error:
+        raise BadInput(f"{error.filename or folder / shard.tar.file}: cannot be read ({error.strerror})") from error
+
+
+def _tally_of(folder: Path, counter: TokenCounter | None, shard: ShardInfo) -> _Tally:
     check_size(folder, shard.tar)
     entries = read_index(folder, shard).samples
     tally = _Tally()

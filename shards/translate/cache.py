@@ -18,6 +18,7 @@ from typing import IO, Self
 from urllib.parse import quote
 
 from shards.errors import BadInput
+from shards.translate.lock import lock
 
 _LOG = logging.getLogger(__name__)
 _TABLE = (
@@ -96,8 +97,9 @@ class TranslationCache:
         try:
             with self._own:
                 self._own.executemany(_PUT, rows)
-        except sqlite3.OperationalError:
-            raise
+        except sqlite3.OperationalError as error:  # such as a full disk
+            where = self.folder or "the folder for temporary files"
+            raise BadInput(f"translate.cache: {where} cannot be written ({error}); what is done stays") from error
         except sqlite3.DatabaseError as error:
             if self.folder is None:
                 raise
@@ -112,9 +114,9 @@ class TranslationCache:
         for path in _files(self.folder):
             if path.name in self._damaged or path.name == self._own_name:
                 continue
-            lock = _try_lock(path)
-            if lock is not None:
-                with lock:
+            held = _try_lock(path)
+            if held is not None:
+                with held:
                     self._fold(path)
 
     def _fold(self, path: Path) -> None:
@@ -140,8 +142,8 @@ class TranslationCache:
         while True:
             path = folder / f"translations-{number:03d}.sqlite"
             number += 1
-            lock = None if path.name in self._damaged else _try_lock(path)
-            if lock is None:
+            held = None if path.name in self._damaged else _try_lock(path)
+            if held is None:
                 continue
             connection = sqlite3.connect(path)
             try:
@@ -150,14 +152,14 @@ class TranslationCache:
                 connection.execute("SELECT 1 FROM translations LIMIT 1")
             except sqlite3.OperationalError:
                 connection.close()
-                lock.close()
+                held.close()
                 raise
             except sqlite3.DatabaseError as error:
                 connection.close()
-                lock.close()
+                held.close()
                 self._warn(path.name, error)
                 continue
-            self._own, self._own_name, self._lock = connection, path.name, lock
+            self._own, self._own_name, self._lock = connection, path.name, held
             return
 
     def _readable(self) -> Iterator[tuple[str, sqlite3.Connection]]:
@@ -205,12 +207,10 @@ def _files(folder: Path) -> list[Path]:
 def _try_lock(path: Path) -> IO[bytes] | None:
     """The right to write `path`, until the returned file is closed; None when another process has it."""
     handle = open(path.with_suffix(".lock"), "ab")  # noqa: SIM115  the lock lasts as long as the handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        return None
-    return handle
+    if lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        return handle
+    handle.close()
+    return None
 
 
 def _select(connection: sqlite3.Connection, scope: str, texts: Sequence[str]) -> Iterator[tuple[str, str | None]]:

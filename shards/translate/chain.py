@@ -1,13 +1,13 @@
 """Segments through a chain of engines: cached, shaped like their source, checked, tried with the next engine."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shards.translate.cache import TranslationCache, scope
 from shards.translate.checks import Checker, Figures, Problem, chrf_metric
-from shards.translate.engine import Engine
+from shards.translate.engine import Engine, Unfinished
 from shards.translate.plan import Plan
 from shards.translate.protect import straighten
 from shards.translate.shape import like
@@ -17,12 +17,14 @@ GLOSSARY = "glossary"
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What an engine said and why it was not taken."""
+    """What an engine said and why it was not taken; `back` and `chrf` as in an outcome."""
 
     engine: str
     kind: str
     reason: str
     translation: str | None = None
+    back: str | None = None
+    chrf: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,12 @@ class Chain:
         new = sorted((segment for segment in segments if segment not in said), key=lambda text: (len(text), text))
         for at in range(0, len(new), engine.batch_size):
             batch = new[at : at + engine.batch_size]
-            answers = dict(zip(batch, map(_storable, engine.translate(batch)), strict=True))
-            self.cache.put(key, answers)
+            try:
+                answers = dict(zip(batch, engine.translate(batch), strict=True))
+            except Unfinished as fault:
+                self.cache.put(key, _storable(fault.done))
+                raise fault.fault from fault
+            self.cache.put(key, answers := _storable(answers))
             said.update(answers)
         return {segment: said[segment] for segment in segments}
 
@@ -125,7 +131,7 @@ class Chain:
                 outcome = replace(outcome, back=text, chrf=likeness(text, outcome.source))
                 if outcome.chrf is not None and outcome.chrf < config.min_chrf:
                     reason = f"chrF {outcome.chrf} of the back translation {text!r:.200}"
-                    failure = Failure(outcome.engine, "chrf", reason, outcome.translation)
+                    failure = Failure(outcome.engine, "chrf", reason, outcome.translation, text, outcome.chrf)
                     outcome = replace(outcome, translation=None, failures=(failure,))
             compared.append(outcome)
         return compared
@@ -139,12 +145,12 @@ def _failed(
     return Outcome(source, None, engine.name, engine.model, figures, failures=(failure,))
 
 
-def _storable(said: str | None) -> str | None:
+def _storable(said: Mapping[str, str | None]) -> dict[str, str | None]:
     """None for what is no Unicode text: neither a cache nor a dataset could hold it."""
-    try:
-        return None if said is None else said.encode("utf-8").decode("utf-8")
-    except UnicodeEncodeError:
-        return None
+    return {
+        text: None if answer is None or any("\ud800" <= char <= "\udfff" for char in answer) else answer
+        for text, answer in said.items()
+    }
 
 
 def _chosen(text: str, share: float) -> bool:

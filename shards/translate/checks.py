@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -12,12 +12,29 @@ from shards.errors import BadInput
 from shards.sample import check_text
 from shards.translate.config import QualityConfig
 from shards.translate.glossary import Glossary
+from shards.translate.numbers import lost_numbers
 from shards.translate.protect import placeholders, without_placeholders
 
 Kind = Literal[
-    "untranslated", "text", "lines", "placeholders", "numbers", "script", "language", "length", "copy",
-    "repetition", "chrf",
+    "untranslated", "text", "lines", "placeholders", "markup", "letters", "numbers", "word", "repetition", "copy",
+    "script", "length", "language", "chrf",
 ]  # fmt: skip
+KINDS: Mapping[Kind, str] = {
+    "untranslated": "no translation, or one without a word",
+    "text": "no text that a dataset can hold",
+    "lines": "several lines for one",
+    "placeholders": "a placeholder lost or made up",
+    "markup": "asterisks or bars of markup lost or made up",
+    "letters": "the letter of an option lost",
+    "numbers": "a number lost or made up",
+    "word": "a word of the glossary lost, such as a colour",
+    "repetition": "the same words again and again",
+    "copy": "the source itself",
+    "script": "too many letters of another script",
+    "length": "far too short or too long",
+    "language": "another language",
+    "chrf": "too unlike its source when translated back",
+}
 
 # First words of Unicode's names of letters, for languages that are not written in Latin letters.
 _SCRIPTS = {
@@ -40,9 +57,14 @@ _CANDIDATES = frozenset(
     ("ar", "bg", "de", "en", "es", "fr", "hi", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "uk", "vi", "zh")
 )
 
-_NUMBER = re.compile(r"\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*")
 _LOOP = re.compile(r"(\S.{0,60}?)\1{4,}", re.IGNORECASE)
 _LETTER_RUN = re.compile(r"[^\W\d_]+")
+_MARKUP = re.compile(r"\*\*|\|")
+# a capital alone, such as names an option: no article or pronoun, initial, unit (5 V) or part of a word (T-shirt)
+_LETTER = re.compile(
+    r"(?<![\w.&'’/+°-])(?<!\d\s)(?:[B-HJ-Z]|(?<=\()A(?=\))|(?<=\w\s)A(?=[.!?]*$))(?![\w&'’/+-]|\.\s?\w)"
+)
+_LATIN_CAPITAL = re.compile(r"(?<!\w)[A-Z](?!\w)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +115,7 @@ class Checker:
             check_text(translation, "translation")
         except BadInput as error:
             return Problem("text", str(error))
-        if not _letters(without_placeholders(translation)):
+        if not _letters(bare := without_placeholders(translation)) and not (_has_digit(bare) and _has_digit(source)):
             return Problem("untranslated", f"no word in {translation!r:.100}")
         if len(translation.strip().splitlines()) > 1:
             return Problem("lines", f"{len(translation.strip().splitlines())} lines for one")
@@ -107,6 +129,8 @@ class Checker:
             return None
         source, translation = without_placeholders(source), without_placeholders(translation)
         checks: tuple[Callable[[str, str, Figures, QualityConfig], Problem | None], ...] = (
+            self._markup,
+            self._option_letters,
             self._numbers,
             self._words,
             self._repetition,
@@ -117,13 +141,21 @@ class Checker:
         )
         return next((p for check in checks if (p := check(source, translation, figures, self.config))), None)
 
+    def _markup(self, source: str, translation: str, figures: Figures, config: QualityConfig) -> Problem | None:
+        found, wanted = (sorted(_MARKUP.findall(text)) for text in (translation, source))
+        reason = f"{' '.join(found) or 'none':.100} instead of {' '.join(wanted) or 'none':.100}"
+        return None if found == wanted else Problem("markup", reason)
+
+    def _option_letters(self, source: str, translation: str, figures: Figures, config: QualityConfig) -> Problem | None:
+        lost = Counter(_LETTER.findall(source)) - Counter(_LATIN_CAPITAL.findall(translation))
+        return Problem("letters", f"{' '.join(sorted(lost.elements())):.100} lost") if lost else None
+
     def _numbers(self, source: str, translation: str, figures: Figures, config: QualityConfig) -> Problem | None:
-        wanted, found = _numbers(source), _numbers(translation)
-        if not config.numbers or wanted == found:
+        if not config.numbers:
             return None
-        lost, new = sorted((wanted - found).elements()), sorted((found - wanted).elements())
+        lost, new = lost_numbers(source, translation, self.source_lang, self.target_lang)
         parts = [f"{' '.join(numbers):.100} {what}" for numbers, what in ((lost, "lost"), (new, "new")) if numbers]
-        return Problem("numbers", ", ".join(parts))
+        return Problem("numbers", ", ".join(parts)) if parts else None
 
     def _words(self, source: str, translation: str, figures: Figures, config: QualityConfig) -> Problem | None:
         word = self.glossary.lost_word(source, translation) if config.words else None
@@ -204,6 +236,10 @@ def _letters(text: str) -> int:
     return sum(char.isalpha() for char in text)
 
 
+def _has_digit(text: str) -> bool:
+    return any(char.isdigit() for char in text)
+
+
 def _script_share(source: str, translation: str, lang: str) -> float | None:
     """Names, which are words with a capital that stand in the source too, do not count."""
     names = set(_LETTER_RUN.findall(source))
@@ -216,9 +252,3 @@ def _script_share(source: str, translation: str, lang: str) -> float | None:
 @cache
 def _script(char: str) -> str:
     return unicodedata.name(char, "").split(" ")[0]
-
-
-def _numbers(text: str) -> Counter[str]:
-    """Numbers as their digits alone: 1,234.5 and 1 234,5 are one, in any script's digits."""
-    found = _NUMBER.findall(text)
-    return Counter("".join(str(unicodedata.digit(c)) for c in number if c.isdigit()) for number in found)

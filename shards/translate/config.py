@@ -32,7 +32,7 @@ class QualityConfig:
     length_from: int = 20
     "compare the lengths where the source has at least so many characters"
     numbers: bool = True
-    "the same numbers, in digits, must stand in both texts"
+    "the same numbers must stand in both texts, in digits or in words"
     words: bool = True
     "of words that the glossary has stems for, such as colours, one must stand in the translation"
     chrf_share: float = 0.0
@@ -174,10 +174,3 @@ def make_engines(config: TranslateConfig, makers: Mapping[str, Maker] = BUILT_IN
         if name not in makers:
             raise BadInput(f"translate.engine: {name!r:.100} is unknown; known: {', '.join(sorted(makers))}")
     return [makers[name](config) for name in config.engines]
-
-
-def make_engine(config: TranslateConfig) -> Engine:
-    """The engine of a config that names one alone."""
-    if len(config.engines) > 1:
-        raise BadInput(f"translate.engine={config.engine!r:.100}: one engine alone is wanted here")
-    return make_engines(config)[0]

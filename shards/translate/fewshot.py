@@ -1,6 +1,7 @@
 """How a language model is asked for a translation, and what of its reply is the translation."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from shards.translate.memory import TranslationMemory
 EXAMPLES = Path(__file__).parent / "examples"
 
 _QUOTES = (('"', '"'), ("'", "'"), ("«", "»"), ("“", "”"), ("„", "“"), ("`", "`"))
+_THOUGHT = re.compile(r"\A\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 _QUOTE_MARKS = frozenset("".join(left + right for left, right in _QUOTES))
 
 
@@ -70,11 +72,11 @@ class FewShot:
 
 
 def clean(text: str, reply: str, finished: bool) -> str | None:
-    """The translation in a reply: its first line, without quotation marks that `text` has not.
+    """The translation in a reply: its first line after the thinking, without quotation marks that `text` has not.
 
     None when nothing is there, or when the reply was cut off (not `finished`) within that line.
     """
-    line, line_end, _ = reply.strip().partition("\n")
+    line, line_end, _ = _THOUGHT.sub("", reply).strip().partition("\n")
     if not (finished or line_end):
         return None
     line = line.strip()

@@ -79,7 +79,7 @@ class Glossary:
         if not self.stems:
             return None
         said = [_key(word) for word in _WORD.findall(translation)]
-        for word in map(_key, _WORD.findall(source)):
+        for word in _common_words(source):
             if word in self.stems and not any(form.startswith(self.stems[word]) for form in said):
                 return word
         return None
@@ -88,6 +88,13 @@ class Glossary:
 def _key(text: str) -> str:
     """ё and е are one letter here: Russian texts write either."""
     return split_end(text.strip())[0].rstrip().casefold().replace("ё", "е")
+
+
+def _common_words(text: str) -> list[str]:
+    """Words but for names: those with a capital in the midst of a text, or before another such word."""
+    words = _WORD.findall(text)
+    capital = [*map(str.istitle, words), False]
+    return [_key(word) for i, word in enumerate(words) if not capital[i] or (i == 0 and not capital[1])]
 
 
 def _lines(path: Path) -> list[str]:

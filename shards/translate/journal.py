@@ -12,6 +12,7 @@ from typing import Any, Self
 from shards.errors import BadInput
 from shards.files import parse_json, sha256_file, sync_folder
 from shards.info import FileInfo, ShardInfo
+from shards.translate.lock import lock
 from shards.translate.translator import Rejection
 
 PREFIX = ".translate-"
@@ -63,11 +64,9 @@ class Journal:
         """BadInput when another process is at work on the same part."""
         self.path = folder / f"{PREFIX}{part}-of-{parts}.jsonl"
         self._handle = open(self.path, "ab")  # noqa: SIM115  closed by __exit__
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
             self._handle.close()
-            raise BadInput(f"part {part}/{parts} of {folder} is being translated by another process") from None
+            raise BadInput(f"part {part}/{parts} of {folder} is being translated by another process")
 
     def __enter__(self) -> Self:
         return self

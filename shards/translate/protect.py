@@ -1,8 +1,8 @@
 """A text as segments to translate and, between them, what no translation may touch.
 
-Kept are line structure and blank space, fenced and inline code, LaTeX, markup and tags such as `<image>`, links, e-mail
-addresses, coordinates, list bullets and numbers, option letters with their order, and whatever has no word in it. What
-stands inside a sentence is replaced by placeholders `<x0/>`, which the translation must bring back.
+Kept are line structure, columns and blank space, fenced and inline code, LaTeX, tags such as `<image>`, links, e-mail
+addresses, coordinates, emoji, list bullets and numbers, option letters with their order, and whatever has no word in
+it. What stands inside a sentence is replaced by placeholders `<x0/>`, which the translation must bring back.
 """
 
 import re
@@ -15,11 +15,12 @@ from shards.prompts import prompts
 
 # Every quantifier below is bounded or stops at its own opening: hostile texts take linear time.
 _TAG = r"""</?[A-Za-z][\w:.-]*(?:[ \t]+[\w:.-]+[ \t]*=[ \t]*(?:"[^"<>\n]*"|'[^'<>\n]*'|[^\s<>"'=]+))*[ \t]*/?>"""
+_EMOJI = r"[\u2600-\u27bf\U0001f000-\U0001faff][\u200d\ufe0f\u2600-\u27bf\U0001f000-\U0001faff]*"
 _NUMBER = r"-?\d+(?:\.\d+)?%?"
 _INLINE = re.compile(
     "|".join(
         (
-            r"(?P<tag>" + _TAG + r"|<\|[^<>|\n]{1,60}\|>|<!--(?:(?!-->|<!--)[^\n])*-->)",
+            r"(?P<tag>" + _TAG + r"|<\|[^<>|\n]{1,60}\|>|<!--(?:(?!-->|<!--)[^\n])*-->|" + _EMOJI + ")",
             r"`{1,3}[^`\n]+`{1,3}",
             r"\$\$[^$\n]+\$\$",
             r"\$(?=[^\s$])[^$\n]*(?<=\S)\$(?!\d)",  # pandoc's rule, which leaves sums of money alone
@@ -34,9 +35,15 @@ _INLINE = re.compile(
         )
     )
 )
-_MARKER = r"(?:[-*+•–—>]|#{1,6}|\d{1,3}[.)]|\(\d{1,3}\)|[^\W\d_][.)]|\([^\W\d_]\))"
-_START = re.compile(rf"\s*(?:{_MARKER}[ \t]+){{0,4}}")
-_OPTION = re.compile(r"(?<![\w.])(?:\(([^\W\d_])\)|([^\W\d_])[.)])[ \t]+")
+_MARKER = r"(?:[-*+•◦▪–—>]|#{1,6}|\d{1,3}[.)]|\(\d{1,3}\))"
+_INITIALS = r"[^\W\d_]\.[ \t]*[^\W\d_]\."
+_LETTER = r"(?:\([^\W\d_]\)[ \t]*|\[[^\W\d_]\][ \t]*|[^\W\d_][.):][ \t]+)"
+_START = re.compile(rf"\s*(?:{_MARKER}[ \t]+){{0,4}}(?:(?!{_INITIALS}){_LETTER})?")
+_OPTION = re.compile(rf"(?<![\w.])(?!{_INITIALS}){_LETTER}")
+# the first option follows a mark, if anything: "vitamins (a) and (b)" are none
+_BEFORE_OPTIONS = re.compile(r"(?:^|[-*•>.:?!;,])\s*$")
+# cells of a table, columns of a text
+_COLUMNS = re.compile(r"((?:^|[ \t]{1,100})\|(?:[ \t]{1,100}|$)|\t[ \t]*|[ ]{3,})")
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[^`\n]*\s*")
 _DISPLAY = {"$$": "$$", r"\[": r"\]"}
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -136,22 +143,30 @@ def _line(line: str, prompts: Mapping[str, str]) -> Iterator[Piece]:
         return
     start = _START.match(line)
     assert start is not None
-    yield start[0]
-    yield from _options(line[start.end() :])
-
-
-def _options(text: str) -> Iterator[Piece]:
-    """The parts between options that stand in one line with consecutive letters, such as `(A) … (B) …`."""
-    found = list(_OPTION.finditer(text))
-    letters = [option[1] or option[2] for option in found]
-    consecutive = all(ord(after) == ord(before) + 1 for before, after in pairwise(letters))
     at = 0
-    if len(found) > 1 and consecutive:
-        for option in found:
-            yield from _sentence(text[at : option.start()])
-            yield option[0]
-            at = option.end()
-    yield from _sentence(text[at:])
+    for begin, end in _options(line) or [start.span()]:
+        yield from _columns(line[at:begin])
+        yield line[begin:end]
+        at = end
+    yield from _columns(line[at:])
+
+
+def _options(line: str) -> list[tuple[int, int]]:
+    """Where the letters of options stand that share a line and are consecutive, such as `(A) … (B) …`."""
+    found = list(_OPTION.finditer(line))
+    letters = [next(filter(str.isalpha, option[0])) for option in found]
+    if len(found) < 2 or not _BEFORE_OPTIONS.search(line[max(0, found[0].start() - 100) : found[0].start()]):
+        return []
+    consecutive = all(ord(after) == ord(before) + 1 for before, after in pairwise(letters))
+    return [option.span() for option in found] if consecutive else []
+
+
+def _columns(text: str) -> Iterator[Piece]:
+    for i, part in enumerate(_COLUMNS.split(text)):
+        if i % 2:
+            yield part
+        else:
+            yield from _sentence(part)
 
 
 def _sentence(text: str) -> Iterator[Piece]:

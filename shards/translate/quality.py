@@ -52,7 +52,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Likeness:
-    """chrF of back translations against their sources, 0 to 100, of those chosen to be translated back.
+    """chrF of back translations against their sources, 0 to 100, of all that were compared, also those not taken.
 
     `percentiles`: "5", "25", "50", "75", "95" → whole points, rounded down.
     """
@@ -140,6 +140,8 @@ class QualityTally:
         self.texts += 1
         for failure in outcome.failures:
             self.failed[failure.engine][failure.kind] += 1
+            if failure.chrf is not None:
+                self.chrf.add(failure.chrf)
             if len(self.examples[failure.kind]) < _EXAMPLES:
                 self.examples[failure.kind].append(_failed(outcome, failure))
         if outcome.translation is None:
@@ -207,7 +209,15 @@ def _doubt(outcome: Outcome) -> float:
 
 
 def _failed(outcome: Outcome, failure: Failure) -> Example:
-    return Example(outcome.source, failure.translation, None, None, failure.engine, failure.kind, failure.reason)
+    return Example(
+        outcome.source,
+        failure.translation,
+        failure.back,
+        failure.chrf,
+        failure.engine,
+        failure.kind,
+        failure.reason,
+    )
 
 
 def _distinct(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:

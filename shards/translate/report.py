@@ -7,6 +7,7 @@ from pathlib import Path
 from shards.files import write_atomic
 from shards.pages.charts import Chart, Column, histogram
 from shards.pages.page import KeyFigure, brief, count, percent, render, shares
+from shards.translate.checks import KINDS
 from shards.translate.quality import Example, Histogram, Quality
 from shards.translate.quality_file import read_quality
 
@@ -14,20 +15,6 @@ _SHOWN = 20
 _UNFOLDED = 12
 _PREVIEW = 280
 _LONGEST = 4000
-
-_KINDS = {
-    "untranslated": "no translation, or one without a word",
-    "text": "no text that a dataset can hold",
-    "lines": "several lines for one",
-    "placeholders": "a placeholder lost or made up",
-    "numbers": "a number lost or made up",
-    "script": "too many letters of another script",
-    "language": "another language",
-    "length": "far too short or too long",
-    "copy": "the source itself",
-    "repetition": "the same words again and again",
-    "chrf": "too unlike its source when translated back",
-}
 
 
 @dataclass(frozen=True)
@@ -86,7 +73,7 @@ def quality_page(quality: Quality) -> str:
         worst=[_card(example, quality) for example in quality.worst],
         unfolded=_UNFOLDED,
         examples={kind: [_card(one, quality) for one in examples] for kind, examples in quality.examples.items()},
-        kinds=_KINDS,
+        kinds=KINDS,
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -72,7 +73,7 @@ def _translate(
             shards.run(range(part, len(dataset.shard_sizes), parts), journal, progress)
             if not place.alone(wait=parts == 1):
                 return _standing(out, wanted)
-            shards.load(range(len(dataset.shard_sizes)))
+            shards.look_again()
             if parts == 1:  # others may have spoilt what stood
                 shards.run(range(len(dataset.shard_sizes)), journal)
         if len(shards.results) < len(dataset.shard_sizes):
@@ -130,6 +131,12 @@ class _Shards:
     def load(self, ordinals: Sequence[int]) -> None:
         """Take over what stands by the journals."""
         self.results |= standing(self.out, set(ordinals) - self.results.keys())
+
+    def look_again(self) -> None:
+        """Take over all that stands; of what more than one process did, only what its files still say."""
+        times = Counter(result.ordinal for result in recorded(self.out))
+        self.results = {i: result for i, result in self.results.items() if times[i] == 1}
+        self.load(range(len(self.dataset.shard_sizes)))
 
     def run(self, ordinals: Sequence[int], journal: Journal, progress: Progress | None = None) -> None:
         """Translate those of the shards that do not stand."""

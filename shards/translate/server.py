@@ -1,21 +1,24 @@
 """Engine that asks an OpenAI-compatible server, one request a text."""
 
+import functools
 import hashlib
 import json
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
 from shards.errors import BadInput, ServerFault
 from shards.translate.config import TranslateConfig
+from shards.translate.engine import Unfinished
 from shards.translate.fewshot import FewShot, clean
 
-# what a server says of a text that it will never translate
-_TEXT_REFUSED = ("content_filter", "context_length_exceeded")
+# bad request, too large, unprocessable: the fault of one text, such as a filter's or too long a one's, or of all
+_REFUSED = (400, 413, 422)
+_PLAIN_TEXT = "yes"
 
 
 class RateLimit:
@@ -45,7 +48,8 @@ class RateLimit:
 class ServerEngine:
     """Translations by a chat model behind a URL.
 
-    A text whose reply is empty, cut off at `max_tokens` or refused by the server's filter has no translation.
+    A text whose reply is empty or cut off at `max_tokens`, or which the server refuses while it takes others, has no
+    translation.
     """
 
     def __init__(
@@ -54,30 +58,52 @@ class ServerEngine:
         """`client` is an `openai.OpenAI`."""
         self.client, self.served, self.url, self.prompt, self.max_tokens = client, model, url, prompt, max_tokens
         self.batch_size, self.concurrency = batch_size, concurrency
+        self._probing, self._works = threading.Lock(), False
         self.name = "server"
         settings = json.dumps([prompt.digest, max_tokens])
         self.model = f"{model}@{url}#{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
         self.source_lang, self.target_lang = prompt.source_lang, prompt.target_lang
 
     def translate(self, texts: Sequence[str]) -> list[str | None]:
-        """One translation a text; BadInput or ServerFault for the whole call when a single request fails."""
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="translate") as pool:
-            requests = [pool.submit(self._one, text) for text in texts]
+        """One translation a text; at the first that fails, Unfinished with what the others have brought."""
+        waiting: SimpleQueue[str] = SimpleQueue()
+        for text in dict.fromkeys(texts):
+            waiting.put(text)
+        done: dict[str, str | None] = {}
+        faults: list[BaseException] = []
+        # daemons: who interrupts does not wait for a server that hangs
+        work = functools.partial(self._work, waiting, done, faults)
+        pool = [threading.Thread(target=work, daemon=True) for _ in range(self.concurrency)]
+        try:
+            for thread in pool:
+                thread.start()
+            for thread in pool:
+                thread.join()
+        except BaseException as fault:
+            faults.append(fault)
+            raise
+        if faults:
+            raise Unfinished(done, faults[0]) if done else faults[0]
+        return [done[text] for text in texts]
+
+    def _work(self, waiting: SimpleQueue[str], done: dict[str, str | None], faults: list[BaseException]) -> None:
+        """Translate what waits until nothing does, or something has failed."""
+        while not faults:
             try:
-                return [request.result() for request in requests]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+                text = waiting.get_nowait()
+                done[text] = self._one(text)
+            except Empty:
+                return
+            except Exception as fault:
+                faults.append(fault)
 
     def _one(self, text: str) -> str | None:
         import openai
 
         try:
-            reply = self.client.chat.completions.create(
-                model=self.served, messages=self.prompt.messages(text), temperature=0, max_tokens=self.max_tokens
-            )
+            return self._ask(text)
         except openai.APIStatusError as error:
-            if error.status_code == 400 and error.code in _TEXT_REFUSED:
+            if error.status_code in _REFUSED and self._takes_texts():
                 return None
             # from None: a server may repeat the key in what it says
             raise self._refused(error) from None
@@ -85,8 +111,26 @@ class ServerEngine:
             raise ServerFault(f"{self.url}: {error.message} {self._said(error.__cause__)}") from None
         except json.JSONDecodeError as error:
             raise ServerFault(f"{self.url}: the reply is not JSON ({error})") from None
+
+    def _ask(self, text: str) -> str | None:
+        reply = self.client.chat.completions.create(
+            model=self.served, messages=self.prompt.messages(text), temperature=0, max_tokens=self.max_tokens
+        )
         content, finished = self._content(reply)
         return clean(text, content, finished)
+
+    def _takes_texts(self) -> bool:
+        """Whether the server takes a plain text, so that one it refuses is refused for its own sake."""
+        import openai
+
+        with self._probing:
+            if not self._works:
+                try:
+                    self._ask(_PLAIN_TEXT)
+                    self._works = True
+                except (openai.APIError, ServerFault, json.JSONDecodeError):
+                    return False
+        return True
 
     def _refused(self, error: Any) -> Exception:
         """BadInput for what no retry mends."""
@@ -107,7 +151,7 @@ class ServerEngine:
         """Text of a reply and whether the model came to its end; ServerFault when it is no chat completion."""
         try:
             choice = reply.choices[0]
-            content, finished = choice.message.content, choice.finish_reason == "stop"
+            content, finished = choice.message.content, choice.finish_reason not in ("length", "content_filter")
         except (AttributeError, IndexError, KeyError, TypeError):
             content, finished = 0, False
         if not isinstance(content, str | None):

@@ -3,15 +3,17 @@
 import re
 import unicodedata
 
-_ENDS = ".!?…。！？।؟"
+_ENDS = ".!?…:;。！？।؟：；؛"
 # marks of other scripts that say the same: a translation may keep its own
-_SAME = str.maketrans("。！？।؟", ".!?.?")
+_SAME = str.maketrans("。！？।؟：；؛", ".!?.?:;;")
+# p.m., т. д. and г.: their period belongs to them, whatever the other language writes
+_ABBREVIATED = re.compile(r"(?:\.\s?[^\W\d_]|\s[a-zа-я])\.$")
 _FIRST = re.compile(r"[\"'«“„(\[¿¡]*([^\W\d_])")
 _PLACEHOLDER = re.compile(r"(<x\d+/>)")
 
 
 def split_end(text: str) -> tuple[str, str]:
-    """A text and the run of final marks (. ! ? …) after it."""
+    """A text and the run of final marks (. ! ? … : ;) after it."""
     body = text.rstrip(_ENDS)
     return (body, text[len(body) :]) if body else (text, "")
 
@@ -30,7 +32,8 @@ def _ended(source: str, translation: str) -> str:
     if not stem[-1:].isalnum() and stem[-1:] not in "%>":  # after a quote or bracket, marks follow the language
         return translation
     body, end = split_end(translation)
-    if end.translate(_SAME) == wanted.translate(_SAME):
+    same = end.translate(_SAME) == wanted.translate(_SAME)
+    if same or any(map(_ABBREVIATED.search, (source, translation))):
         return translation
     return body.rstrip() + wanted
 
@@ -45,6 +48,8 @@ def _cased(source: str, translation: str, lang: str, caps_from: int) -> str:
     if first is None or other is None:
         return translation
     at = other.start(1)
+    if translation[at:].split(maxsplit=1)[0] in source.split():  # a name, such as iPhone or Ford
+        return translation
     if first[1].isupper():
         return translation[:at] + translation[at].upper() + translation[at + 1 :]
     if first[1].islower() and not _keeps_capital(translation[at:], lang):

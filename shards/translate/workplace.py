@@ -12,6 +12,7 @@ from shards.files import UNFINISHED, read_json, release_output, write_json
 from shards.info import DATASET_FILE, read_info
 from shards.output import claim_dataset, clear_output
 from shards.translate.journal import PREFIX
+from shards.translate.lock import lock
 
 WORK_FILE = f"{PREFIX}work.json"
 
@@ -26,7 +27,7 @@ class Workplace:
     def __init__(self, folder: Path, name: str, work: str, complete: Callable[[], object]) -> None:
         """`complete` says whether the dataset of this work stands in `folder`."""
         self.folder, self.name, self.work, self.complete = folder, name, work, complete
-        self._lock: IO[bytes] | None = None
+        self._handle: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -34,33 +35,30 @@ class Workplace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        if self._handle is not None:
+            self._handle.close()
 
     def enter(self) -> None:
         """Take a place among the workers; BadInput when others do other work there, or the folder is not ours."""
         _refuse_foreign(self.folder, self.name)
         self.folder.mkdir(parents=True, exist_ok=True)
         while True:
-            lock = self._lock = open(self.folder / UNFINISHED, "ab")  # noqa: SIM115  closed by __exit__
-            if _try_alone(lock) and self._current(lock):
+            handle = self._handle = open(self.folder / UNFINISHED, "ab")  # noqa: SIM115  closed by __exit__
+            if lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) and self._current(handle):
                 self._prepare()
             # Between the two locks another process may come in and prepare the folder for other work.
-            fcntl.flock(lock, fcntl.LOCK_SH)
-            if self._current(lock):
+            lock(handle, fcntl.LOCK_SH)
+            if self._current(handle):
                 break
-            lock.close()  # somebody finished, and took this file away
+            handle.close()  # somebody finished, and took this file away
         if not self.complete() and _read_work(self.folder) != self.work:
             raise BadInput(f"output folder {self.folder} is being filled by another translation; choose another --out")
 
     def alone(self, wait: bool) -> bool:
         """Leave the workers and take the folder for ourselves, if nobody works there any more or once nobody does."""
-        assert self._lock is not None
-        fcntl.flock(self._lock, fcntl.LOCK_UN)
-        if wait:
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-            return self._current(self._lock)
-        return _try_alone(self._lock) and self._current(self._lock)
+        assert self._handle is not None
+        lock(self._handle, fcntl.LOCK_UN)
+        return lock(self._handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)) and self._current(self._handle)
 
     def release(self) -> None:
         """dataset.json stands: remove what only the work needed, and what kills have left."""
@@ -76,10 +74,10 @@ class Workplace:
             _clear(self.folder)
             write_json(self.folder / WORK_FILE, {"work": self.work})
 
-    def _current(self, lock: IO[bytes]) -> bool:
+    def _current(self, handle: IO[bytes]) -> bool:
         """Whether the locked file is still the one in the folder."""
         try:
-            return os.path.samestat(os.fstat(lock.fileno()), os.stat(self.folder / UNFINISHED))
+            return os.path.samestat(os.fstat(handle.fileno()), os.stat(self.folder / UNFINISHED))
         except FileNotFoundError:
             return False
 
@@ -95,14 +93,6 @@ def _refuse_foreign(folder: Path, name: str) -> None:
         raise BadInput(f"output folder {folder} holds something else; choose another --out")
     if DATASET_FILE in names and UNFINISHED not in names and (other := read_info(folder).name) != name:
         raise BadInput(f"output folder {folder} holds the dataset {other!r}; choose another --out")
-
-
-def _try_alone(lock: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read_work(folder: Path) -> str | None:

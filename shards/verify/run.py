@@ -11,7 +11,7 @@ from pathlib import Path
 from shards.ahead import cores
 from shards.dataset import check_size
 from shards.errors import BadInput
-from shards.files import UNFINISHED, local_folder, sha256_file
+from shards.files import UNFINISHED, json_text, local_folder, sha256_file
 from shards.info import DATASET_FILE, DatasetInfo, FileInfo, ShardInfo, read_info
 from shards.verify.shard import CHANGED, Problem, ShardReport, check_shard, problem_of
 from shards.verify.unique import repeats
@@ -32,13 +32,13 @@ def verify(
     machine's cores and the size of the dataset call for. `decode` decodes every image to its last row.
     """
     if workers is not None and workers < 1:
-        raise BadInput(f"workers is {workers}; at least 1 is wanted")
+        raise BadInput(f"--workers is {workers}; at least 1 is wanted")
     folder = local_folder(folder)
     try:
         info = read_info(folder)
     except BadInput as error:
         return [problem_of(DATASET_FILE, error, folder)]
-    problems = [*_strays(folder, info), *_damaged(folder, info.files)]
+    problems = [*_described(folder, info), *_strays(folder, info), *_damaged(folder, info.files)]
     reports = []
     for report in _reports(folder, info.shards, workers or _default_workers(info), decode, progress):
         problems += report.problems
@@ -47,6 +47,12 @@ def verify(
     if not any(report.problems for report in reports):
         problems += _counts(info, reports)
     return problems
+
+
+def _described(folder: Path, info: DatasetInfo) -> Iterator[Problem]:
+    # what it says has its own digest; this finds what says nothing, such as a space too many or a lost last line end
+    if (folder / DATASET_FILE).read_bytes() != json_text(info.to_json()).encode():
+        yield Problem(DATASET_FILE, "bytes have changed since it was built, though it says the same")
 
 
 def _strays(folder: Path, info: DatasetInfo) -> Iterator[Problem]:

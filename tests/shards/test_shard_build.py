@@ -1,13 +1,15 @@
 """Building a dataset: the same bytes whatever the workers, the place and interruptions; what becomes of bad rows."""
 
+import fcntl
 import io
 import json
 import random
+import resource
 import shutil
-import sqlite3
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +25,12 @@ from tokenizers.models import WordLevel
 
 from shards.ahead import in_order
 from shards.build import BuildSettings, build
+from shards.build.assembly import MAX_SHARDS
 from shards.build.encoding import Encoding
 from shards.dataset import ShardDataset
 from shards.errors import BadInput
-from shards.files import read_json
-from shards.info import read_info
+from shards.files import json_text, read_json
+from shards.info import MAX_DATASET_BYTES, DatasetInfo, FileInfo, ShardInfo, read_info
 from shards.readers import READERS, Draft, Reader, ReaderOptions
 from shards.sample import ImageExt, Message, Question, Sample, Text
 from shards.tar import tar_header
@@ -294,6 +297,106 @@ def test_what_changed_since_is_built_anew(raw: ReaderOptions, tmp_path: Path, ch
     assert len(made) == (38 if change == "option" else 40)
 
 
+def test_sqlite_keeps_what_undoes_a_commit_cut_short(raw: ReaderOptions, tmp_path: Path) -> None:
+    def look(done: int) -> None:
+        assert (tmp_path / "out" / ".progress.sqlite-journal").exists()
+
+    build(READERS["jsonl"], raw, tmp_path / "out", "set", 2, look, LENIENT)
+
+
+def test_who_comes_while_another_finishes_leaves_its_dataset(raw: ReaderOptions, tmp_path: Path) -> None:
+    whole = build_raw(raw, out := tmp_path / "out")
+    with open(out / ".unfinished", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BadInput, match="another process writes into"):
+            build_raw(raw, out)
+    assert contents(out) == {**whole, ".unfinished": b""}
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_full_disk_is_told_and_the_build_goes_on_when_there_is_room(raw: ReaderOptions, tmp_path: Path) -> None:
+    whole = build_raw(raw, tmp_path / "whole", 2)
+    out = tmp_path / "out"
+    for limit, stands in ((5_000, False), (30_000, True)):
+        with no_file_larger_than(limit), pytest.raises(BadInput, match=r"out: cannot be written \(.*; make room there"):
+            build(READERS["jsonl"], raw, out, "set", 2, settings=LENIENT)
+        assert not list(out.glob("*.tmp"))
+        assert out.exists() == stands
+    assert build_raw(raw, out, 2) == whole
+
+
+@pytest.mark.parametrize("place", ["file/out", "x" * 300])
+def test_output_that_cannot_be_made(raw: ReaderOptions, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"^output .*: cannot be written"):
+        build_raw(raw, tmp_path / place)
+
+
+def test_link_to_nowhere_is_no_output_folder(raw: ReaderOptions, tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(BadInput, match="is not a folder"):
+        build_raw(raw, tmp_path / "out")
+
+
+def test_more_shards_than_can_be_listed(raw: ReaderOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shards.build.assembly.MAX_SHARDS", 3)
+    with pytest.raises(BadInput, match="more than 3 shards; set a larger --samples-per-shard"):
+        build_raw(raw, tmp_path / "out", 2)
+
+
+def test_as_many_shards_as_allowed_can_be_listed() -> None:
+    name = "x" * 160
+    file = FileInfo(name, 2**40, "0" * 64)
+    shards = (ShardInfo(file, 10**9, file),) * MAX_SHARDS
+    info = DatasetInfo(name, "mul", name, name, name, 0, 0, 0, shards)
+    assert len(json_text(info.to_json())) < MAX_DATASET_BYTES
+
+
+def test_output_is_looked_at_before_a_row_is_read(tmp_path: Path) -> None:
+    def drafts() -> Iterator[Draft]:
+        raise AssertionError("the first row may take an hour")
+        yield
+
+    (tmp_path / "precious").touch()
+    with pytest.raises(BadInput, match="holds something else"):
+        build(reader_of(drafts), ReaderOptions(), tmp_path)
+    with pytest.raises(BadInput, match="tokenizer"):
+        build(
+            reader_of(drafts),
+            ReaderOptions(),
+            tmp_path / "out",
+            settings=BuildSettings(tokenizer=tmp_path, max_tokens=1),
+        )
+
+
+def test_image_too_large_for_its_new_format_is_rejected(
+    tmp_path: Path, make_sample: MakeSample, make_png: MakePng, make_reader: MakeReader
+) -> None:
+    samples = [make_sample(0), replace(make_sample(1), image=make_png(size=(20_000, 1)))]
+    settings = BuildSettings(max_rejected=1, encoding=Encoding("webp"))
+    assert build(make_reader(samples), ReaderOptions(), tmp_path / "out", settings=settings).samples == 1
+    (line,) = lines(tmp_path / "out" / "rejected.jsonl")
+    assert line["kind"] == "image"
+    assert "image of 20000x1 cannot be written as webp" in line["reason"]
+
+
+def test_place_in_another_encoding_is_told_with_escapes(tmp_path: Path, make_sample: MakeSample) -> None:
+    drafts = [Draft("\udcff.json:1", partial(make_sample, 0)), Draft("\udcff.json:2", partial(refuse, "\udcff is bad"))]
+    build(reader_of(lambda: iter(drafts)), ReaderOptions(), tmp_path / "out", settings=LENIENT)
+    assert lines(tmp_path / "out" / "rejected.jsonl") == [
+        {"place": "\\udcff.json:2", "kind": "text", "reason": "\\udcff is bad"}
+    ]
+
+
 def test_unfinished_work_of_others_is_not_mixed_in(
     raw: ReaderOptions, tmp_path: Path, make_dataset: MakeDataset
 ) -> None:
@@ -303,13 +406,17 @@ def test_unfinished_work_of_others_is_not_mixed_in(
 
 
 def test_two_builds_into_one_folder(raw: ReaderOptions, tmp_path: Path) -> None:
-    interrupt(raw, tmp_path / "out")
-    other = sqlite3.connect(tmp_path / "out" / ".progress.sqlite", isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(BadInput, match="another process builds into"):
-        build_raw(raw, tmp_path / "out", 2)
-    other.close()
-    assert build_raw(raw, tmp_path / "out", 2) == build_raw(raw, tmp_path / "whole", 2)
+    interrupt(raw, out := tmp_path / "out")
+    refused: list[str] = []
+
+    def start_another(done: int) -> None:
+        with pytest.raises(BadInput) as found:
+            build_raw(raw, out, 2)
+        refused.append(str(found.value))
+
+    build(READERS["jsonl"], raw, out, "set", 2, start_another, LENIENT)
+    assert set(refused) == {f"another process writes into {out}; choose another --out, or wait for its end"}
+    assert contents(out) == build_raw(raw, tmp_path / "whole", 2)
 
 
 @pytest.mark.parametrize(("fails_after", "stands"), [(3, 0), (25, 2)])
@@ -447,7 +554,7 @@ def encoded(
     return stored.image, str(stored.image_ext), dataset.entries[0].image_size
 
 
-@pytest.mark.parametrize("encoding", [Encoding(), Encoding(max_side=300), Encoding(quality=1)])
+@pytest.mark.parametrize("encoding", [Encoding(), Encoding(max_side=300), Encoding(max_side=300, quality=1)])
 def test_images_are_kept_byte_for_byte(
     tmp_path: Path, make_sample: MakeSample, make_reader: MakeReader, encoding: Encoding
 ) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shards.errors import BadInput
 from shards.readers.easy_vqa_questions import COLORS, FORMS, SHAPES
-from shards.translate.config import TranslateConfig, make_engine
+from shards.translate.config import TranslateConfig, make_memory
 from shards.translate.fewshot import EXAMPLES, FewShot, clean
 from shards.translate.memory import MEMORIES, MemoryEngine, TranslationMemory
 
@@ -228,8 +228,8 @@ def test_tmx_is_read_in_flat_memory(tmp_path: Path) -> None:
 
 def test_memory_by_name_or_file(tmp_path: Path) -> None:
     (tmp_path / "m.tsv").write_text("en\tru\na\tб\n")
-    assert make_engine(TranslateConfig(memory="easy_vqa.en-ru")).translate(["red", "pink"]) == ["красный", None]
-    assert make_engine(TranslateConfig(memory=str(tmp_path / "m.tsv"))).translate(["a"]) == ["б"]
+    assert make_memory(TranslateConfig(memory="easy_vqa.en-ru")).translate(["red", "pink"]) == ["красный", None]
+    assert make_memory(TranslateConfig(memory=str(tmp_path / "m.tsv"))).translate(["a"]) == ["б"]
     for memory in ("", "nothing", "missing/easy_vqa.en-ru"):
         with pytest.raises(BadInput, match=r"easy_vqa\.en-ru"):
-            make_engine(TranslateConfig(memory=memory))
+            make_memory(TranslateConfig(memory=memory))

@@ -199,7 +199,7 @@ def test_missing_image_split_and_limit(easy_vqa: Callable[..., Path]) -> None:
     ((place, reason),) = refused("easy-vqa", ReaderOptions(input=folder))
     assert (place, "0.png" in reason) == ("train/questions.json: image 0", True)
     with pytest.raises(BadInput, match="no split"):
-        read("easy-vqa", input=folder, split="../train")
+        read("easy-vqa", input=folder, split="val")
     with pytest.raises(BadInput, match="limit"):
         ReaderOptions(limit=0)
 
@@ -309,3 +309,29 @@ def test_jsonl_needs_a_file(tmp_path: Path) -> None:
     for path in (None, tmp_path / "none", tmp_path):
         with pytest.raises(BadInput):
             read("jsonl", input=path)
+
+
+@pytest.mark.parametrize("name", ["\ud800.png", "a/\udfff"])
+def test_path_of_an_image_that_is_not_unicode(jsonl: Callable[..., ReaderOptions], name: str) -> None:
+    options = jsonl(json.dumps({"key": "a", "image": name}))
+    ((_, reason),) = refused("jsonl", options)
+    assert "not valid Unicode" in reason
+
+
+def test_easy_vqa_image_that_never_ends(easy_vqa: Callable[..., Path]) -> None:
+    folder = easy_vqa([["is no circle present?", "no", 7]])
+    (folder / "train" / "images" / "7.png").unlink()
+    (folder / "train" / "images" / "7.png").symlink_to("/dev/zero")
+    ((_, reason),) = refused("easy-vqa", ReaderOptions(input=folder))
+    assert "7.png" in reason
+
+
+@pytest.mark.parametrize("reader", ["llava", "alpaca", "mmbench", "hf-datasets"])
+def test_file_that_never_ends(tmp_path: Path, reader: str) -> None:
+    lang = {"lang": "en"} if reader == "hf-datasets" else {}
+    images = {} if reader == "alpaca" else {"images": tmp_path}
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.parquet").symlink_to("/dev/zero")
+    with pytest.raises(BadInput, match="not a plain file"):
+        next(READERS[reader].drafts(ReaderOptions(input=folder, **lang, **images)))

@@ -266,7 +266,8 @@ def test_broken_sets_are_refused_in_one_line(tmp_path: Path, images: Callable[..
         ({"input": tmp_path / "no.json"}, "no.json: cannot be read"),
         ({"input": tmp_path / "cut.json"}, "cut.json: "),
         ({"input": tmp_path / "cut.parquet"}, "cut.parquet: not a readable Parquet"),
-        ({"input": tmp_path / "mix.json", "images": tmp_path / "no"}, "--images .*no such folder"),
+        ({"input": tmp_path / "mix.json", "images": tmp_path / "no"}, "--images .*/no: cannot be read"),
+        ({"input": tmp_path / "mix.json", "images": tmp_path / "mix.json"}, "--images .*: not a folder"),
         ({"input": tmp_path / "mix.json", "merge": False}, "reader llava has no use for --no-merge"),
     ):
         with pytest.raises(BadInput, match=message) as caught:

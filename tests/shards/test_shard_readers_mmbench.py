@@ -20,9 +20,9 @@ HEADER = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category",
 HEADER = (*HEADER, "comment", "split")
 
 
-def read(name: str, path: Path, **options: Any) -> tuple[list[Sample], Rejected]:
+def read(name: str, path: Path, split: str = "dev", **options: Any) -> tuple[list[Sample], Rejected]:
     samples, rejected = [], []
-    for draft in READERS[name].drafts(ReaderOptions(input=path, split="dev", **options)):
+    for draft in READERS[name].drafts(ReaderOptions(input=path, split=split, **options)):
         try:
             samples.append(draft.make())
         except BadInput as error:
@@ -124,6 +124,11 @@ def test_rotated_rows_and_borrowed_pictures_stay_in_order(tmp_path: Path, pictur
     assert [sample.image == make_png() for sample in samples] == [True, True, False, False]
 
 
+def test_a_period_in_the_split_is_none_in_keys(tmp_path: Path, picture: str) -> None:
+    (sample,), _ = read("mmbench", write_tsv(tmp_path / "a.tsv", [row(1, picture)]), "dev.v1")
+    assert sample.key == "mmbench-dev-v1-000000000"
+
+
 def test_five_options_and_no_public_answer(tmp_path: Path, picture: str) -> None:
     header = (*(name for name in HEADER if name not in ("answer", "hint")), "E")
     five = row(1, picture, C="three", D="four", E="five")
@@ -217,6 +222,7 @@ def test_a_row_of_too_few_cells(tmp_path: Path, picture: str) -> None:
 def test_what_cannot_be_read_at_all(tmp_path: Path, picture: str) -> None:
     (tmp_path / "cut.parquet").write_bytes(b"PAR1" + b"\0" * 50)
     (tmp_path / "latin.tsv").write_bytes("index\tquestion\n1\tОдин".encode("cp1251"))
+    (tmp_path / "dev.xlsx").touch()
     for name, message in (
         ("cut.parquet", r"cut\.parquet: not a readable Parquet file"),
         ("latin.tsv", r"latin\.tsv: not UTF-8"),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +21,9 @@ import pytest
 from shards.errors import BadInput
 from shards.translate.config import TranslateConfig
 from shards.translate.fewshot import FewShot
+from shards.translate.plan import Plan
 from shards.translate.server import RateLimit, ServerEngine, ServerFault, make_server
+from shards.translate.translator import translate_texts
 
 pytest.importorskip("openai")
 
@@ -159,14 +162,22 @@ def test_no_more_requests_at_a_time_than_allowed(serve: Callable[[Script], Serve
         (completion("кот и ещё", "length"), None),
         (completion("кот\nи ещё", "length"), "кот"),
         (completion("к", "content_filter"), None),
+        (completion("кот", ""), "кот"),
+        (completion("<think>\nA cat is\nкот.\n</think>\n\nкот"), "кот"),
+        (completion("<think>A cat is", "length"), None),
         (Reply(400, {"error": {"code": "content_filter", "message": "no"}}), None),
-        (Reply(400, {"error": {"code": "context_length_exceeded", "message": "long"}}), None),
+        (Reply(400, {"error": {"code": 400, "message": "This model's maximum context length is 512 tokens"}}), None),
+        (Reply(413, b"<html>"), None),
     ],
 )
 def test_what_of_a_reply_is_the_translation(
     serve: Callable[[Script], Served], reply: Reply, translation: str | None
 ) -> None:
-    assert engine(serve(lambda *_: reply).url).translate(["a cat"]) == [translation]
+    served = serve(lambda text, _: reply if text == "a cat" else completion("да"))
+    real = engine(served.url)
+    assert [real.translate(["a cat"]) for _ in range(2)] == [[translation]] * 2
+    # a text is refused for its own sake if another one is not, which is asked once
+    assert len(served.requests) - served.count("a cat") == (reply.status >= 400)
 
 
 SOON = {"retry-after-ms": "1"}
@@ -216,10 +227,55 @@ def test_lasting_failures_are_raised_in_one_line_without_the_key(
 ) -> None:
     served = serve(lambda text, _: reply if text == "b" else upper(text, 0))
     with pytest.raises(ServerFault, match=said) as caught:
-        engine(served.url).translate(["a", "b", "c"])
+        engine(served.url).translate(["b"])
     message = str(caught.value)
     assert message.startswith(served.url) and "\n" not in message and KEY not in message
     assert served.count("b") == (3 if reply.status >= 400 else 1)
+
+
+def test_one_failure_loses_no_other_reply(serve: Callable[[Script], Served], tmp_path: Path) -> None:
+    """What came back is kept; the next run asks for the rest alone."""
+    others = threading.Semaphore(0)
+
+    def script(text: str, before: int) -> Reply:
+        if text.startswith("b") and not before:
+            for _ in range(3):
+                others.acquire(timeout=10)
+            return Reply(401, {})
+        others.release()
+        return completion("кот")
+
+    served = serve(script)
+    texts = ["a cat", "b cat", "c cat", "d cat"]
+    plan = Plan([engine(served.url, retries=0)], cache=tmp_path)
+    with pytest.raises(BadInput, match="key_env"):
+        translate_texts(texts, plan)
+    assert translate_texts(texts, plan) == ["кот"] * 4
+    assert [served.count(text) for text in texts] == [1, 2, 1, 1]
+
+
+def test_an_interrupt_does_not_wait_for_the_server(serve: Callable[[Script], Served]) -> None:
+    never = threading.Event()
+    asked = threading.Event()
+
+    def script(text: str, _: int) -> Reply:
+        asked.set()
+        return Reply(body=upper(text, 0).body, hold=never)
+
+    url = serve(script).url
+    program = (
+        "import signal, sys\n"
+        "from shards.translate.config import TranslateConfig, make_engines\n"
+        "[engine] = make_engines(TranslateConfig(engine='server', model='m', url=sys.argv[1], timeout_seconds=600))\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "engine.translate(['a', 'b'])\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program, url], stderr=subprocess.PIPE)
+    assert asked.wait(60)
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=5)  # the server holds its reply for ten seconds
+    never.set()
+    assert b"KeyboardInterrupt" in stderr
 
 
 def test_timeouts_are_raised(serve: Callable[[Script], Served]) -> None:

@@ -1,6 +1,7 @@
 """Translation of a dataset: samples, rejections, resumption, parts, and what is recorded."""
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from shards.errors import BadInput
 from shards.files import read_json, sha256_file
 from shards.prompts import prompt
 from shards.sample import ImagePart, Message, Question, Sample, Text
-from shards.translate.config import QualityConfig, TranslateConfig, make_engine, make_engines
+from shards.translate.config import QualityConfig, TranslateConfig, make_engines, make_memory
 from shards.translate.engine import Engine
 from shards.translate.glossary import Glossary
 from shards.translate.memory import MEMORIES, MemoryEngine, TranslationMemory
@@ -79,8 +80,6 @@ def test_config(tmp_path: Path) -> None:
     assert config.engines == ["memory", "other"]
     with pytest.raises(BadInput, match="'other' is unknown; known: memory, server"):
         make_plan(config)
-    with pytest.raises(BadInput, match="one engine alone"):
-        make_engine(config)
     memory = TranslateConfig(memory="easy_vqa.en-ru")
     assert [engine.name for engine in make_engines(memory)] == ["memory"]
     assert make_plan(memory).cache == tmp_path / "cache-home" / "ruvlm" / "translations"
@@ -162,7 +161,7 @@ def test_plan_of_a_recipe(make_sample: MakeSample, make_dataset: MakeDataset, tm
             super().__init__(engine.memory)
             self.name = "other"
 
-    plan = make_plan(config, {"memory": lambda c: make_engine(replace(c, engine="memory")), "other": Other})
+    plan = make_plan(config, {"memory": make_memory, "other": Other})
     info = translate_dataset(source, tmp_path / "ru", plan)
     assert info.engine is not None
     assert (info.engine["name"], info.engine["glossary"]) == ("memory+other", Glossary.named("", "en", "ru").version)
@@ -366,6 +365,44 @@ def test_parts_at_the_same_time(memory: TranslationMemory, source: Path, tmp_pat
     assert info is not None and verify(out) == []
     translate_dataset(source, tmp_path / "whole", quarter(memory))
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_shard_that_two_processes_did_is_taken_as_its_files_have_it(source: Path, tmp_path: Path) -> None:
+    """Parts of 3 and of 4 at once, and an engine that never says the same twice."""
+    out = tmp_path / "out"
+    begun, overwrite, overwritten = threading.Event(), threading.Event(), threading.Event()
+
+    class Varying:
+        name, model, source_lang, target_lang, batch_size = "varying", "1", "en", "ru", 99
+
+        def __init__(self, word: str, before: Callable[[int], object]) -> None:
+            self.word, self.before, self.calls = word, before, 0
+
+        def translate(self, texts: Sequence[str]) -> list[str | None]:
+            self.before(self.calls)
+            self.calls += 1
+            return [self.word] * len(texts)
+
+    def part(i: int, n: int, word: str, before: Callable[[int], object]) -> object:
+        return translate_part(source, out, Plan([Varying(word, before)], quality=None), (i, n))
+
+    def slow(_: int) -> None:
+        begun.set()
+        overwrite.wait(10)
+
+    def second(call: int) -> None:
+        if call:  # the first shard stands; now the other one writes it again
+            overwrite.set()
+            overwritten.wait(10)
+
+    assert part(1, 4, "раз", int) is part(2, 4, "раз", int) is None
+    thread = threading.Thread(target=lambda: (part(0, 4, "два", slow), overwritten.set()))
+    thread.start()
+    begun.wait(10)
+    assert part(0, 3, "три", second) is not None
+    thread.join()
+    assert verify(out) == []
+    assert ShardDataset.open(out).read(0).questions[0].question == "два?"
 
 
 def test_wrong_language_and_places(memory: TranslationMemory, source: Path, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The cache of translations: several writers, damage, kills."""
 
+import errno
+import fcntl
 import logging
 import sqlite3
 from pathlib import Path
@@ -8,6 +10,8 @@ import pytest
 
 from shards.errors import BadInput
 from shards.translate.cache import TranslationCache, default_folder, merge, scope
+from shards.translate.journal import Journal
+from shards.translate.workplace import Workplace
 
 KEY = scope("en", "ru", "a", "a-1", "none")
 
@@ -98,6 +102,29 @@ def test_reader_of_a_file_that_is_being_written(tmp_path: Path) -> None:
         blocking.rollback()
         blocking.close()
         assert cache.get(KEY, ["a"]) == {"a": "б"}
+
+
+def test_full_disk_is_one_line_and_what_stood_stays(tmp_path: Path) -> None:
+    with TranslationCache(tmp_path) as cache:
+        cache.put(KEY, {"a": "б"})
+        cache._own.execute("PRAGMA max_page_count = 3")  # as a full disk does, SQLite says "database or disk is full"
+        with pytest.raises(BadInput, match=r"translate\.cache: .* cannot be written \(.*full"):
+            cache.put(KEY, {f"text {i}": "т" * 200 for i in range(300)})
+        assert cache.get(KEY, ["a", "text 1"]) == {"a": "б"}
+
+
+def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    for work in (
+        lambda: TranslationCache(tmp_path / "cache"),
+        lambda: Journal(tmp_path, 0, 1),
+        lambda: Workplace(tmp_path / "out", "set", "0", lambda: False).enter(),
+    ):
+        with pytest.raises(BadInput, match=r"cannot be locked .*No locks available"):
+            work()
 
 
 def test_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

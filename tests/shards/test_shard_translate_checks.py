@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
 from shards.errors import BadInput
 from shards.translate.cache import TranslationCache
 from shards.translate.chain import Chain, Outcome
-from shards.translate.checks import Checker
+from shards.translate.checks import KINDS, Checker, Kind
 from shards.translate.config import QualityConfig
 from shards.translate.glossary import Glossary
+from shards.translate.numbers import lost_numbers
 from shards.translate.plan import Plan
+from shards.translate.shape import like
 from shards.translate.translator import translate_texts
 
+PAIRS = Path(__file__).parent / "pairs.en-ru.tsv"
 QUESTION = "How many people are standing near the bus?"
 
 
@@ -43,6 +47,7 @@ def run(plan: Plan, *texts: str) -> dict[str, Outcome]:
         (QUESTION, "Сколько человек стоит у автобуса?", None),
         (QUESTION, None, "untranslated"),
         (QUESTION, " ", "untranslated"),
+        (QUESTION, "...", "untranslated"),
         (QUESTION, "42...", "untranslated"),
         (QUESTION, "Сколько\0", "text"),
         (QUESTION, "Сколько человек\nстоит у автобуса?", "lines"),
@@ -50,7 +55,7 @@ def run(plan: Plan, *texts: str) -> dict[str, Outcome]:
         ("see <x0/> and <x1/>", "смотри <x0/> и <x0/>", "placeholders"),
         ("see <x0/>", "смотри", "placeholders"),
         ("it cost 1,234.50 in 1990", "в 1990 это стоило 1 234,50", None),
-        ("3 cats", "три кота", "numbers"),
+        ("3 cats", "стая котов", "numbers"),
         ("cats", "3 кота", "numbers"),
         ("<x0/> cats", "коты <x0/>", None),
         ("is there a cat", "is there a cat", "script"),
@@ -73,6 +78,52 @@ def test_checks(source: str, translation: str | None, kind: str | None) -> None:
     assert problem is None or problem.reason
 
 
+def test_sane_translations_pass_and_damaged_ones_fail() -> None:
+    """Pairs of a file: `+` for sane ones, else the kind of damage."""
+    checker = Checker(QualityConfig(), "en", "ru", Glossary.named("", "en", "ru"))
+    found: dict[str, list[str]] = {}
+    rows = [line.split("\t") for line in PAIRS.read_text("utf-8").splitlines()]
+    for wanted, source, raw in rows:
+        problem = checker.structure(source, raw.replace("\\n", "\n"))
+        if problem is None:
+            translation = like(source, raw, "ru")
+            problem = checker.quality(source, translation, checker.figures(source, translation))
+        if (kind := problem.kind if problem else "+") != wanted:
+            found.setdefault(f"{wanted} is {kind}", []).append(f"{source} → {raw}")
+    assert found == {}
+    assert sum(wanted == "+" for wanted, *_ in rows) > 200
+
+
+def test_every_kind_of_problem_is_worded() -> None:
+    assert set(KINDS) == set(get_args(Kind))
+
+
+@pytest.mark.parametrize(
+    ("source", "translation", "languages", "lost"),
+    [
+        ("4-я улица", "4th street", "ru en", ([], [])),
+        ("четвёртая улица", "4th street", "ru en", ([], [])),
+        ("в 17:00", "at 5 p.m.", "ru en", ([], [])),
+        ("в 17:00", "at 6 p.m.", "ru en", (["17"], ["6"])),
+        ("двести двадцать два", "222", "ru en", ([], [])),
+        ("2,000,000 people", "два миллиона человек", "en ru", ([], [])),
+        ("0.05 and 0.5", "0,5 и 0,05", "en ru", ([], [])),
+        ("0.05", "0,5", "en ru", (["05"], ["5"])),
+        ("١٢ cats", "12 котов", "en ru", ([], [])),
+        ("two", "three", "en xx", (["2"], [])),
+        ("3 cats", "trois chats", "en fr", (["3"], [])),
+        ("twenty-two", "22", "en ru", ([], [])),
+        ("wait a second", "подожди", "en ru", ([], [])),
+        ("no one", "никто", "en ru", ([], [])),
+        ("9" * 5000, "9" * 5000, "en ru", ([], [])),
+        ("9" * 5000, "8", "en ru", (["9" * 5000], ["8"])),
+    ],
+)
+def test_numbers(source: str, translation: str, languages: str, lost: tuple[list[str], list[str]]) -> None:
+    there, here = languages.split()
+    assert lost_numbers(source, translation, there, here) == lost
+
+
 @pytest.mark.parametrize(
     ("source", "translation", "lost"),
     [
@@ -82,6 +133,12 @@ def test_checks(source: str, translation: str | None, kind: str | None) -> None:
         ("is there a brown shape?", "есть ли чёрный круг?", True),
         ("a circle", "красный квадрат", True),
         ("he is bored", "ему скучно", False),
+        ("Mr. Brown", "мистер Браун", False),
+        ("Red Bull", "«Ред Булл»", False),
+        ("Red wine", "белое вино", True),
+        ("RED WINE", "БЕЛОЕ ВИНО", True),
+        ("a white sedan", "чёрный седан", True),
+        ("", "красный", False),
     ],
 )
 def test_words_with_stems_stay(source: str, translation: str, lost: bool) -> None:
@@ -101,7 +158,7 @@ def test_copies_are_found_where_the_script_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("change", "source", "translation"),
     [
-        ({"numbers": False}, "3 cats", "три кота"),
+        ({"numbers": False}, "3 cats", "стая котов"),
         ({"min_script": 0.0}, "is there a cat", "is there a cat"),
         ({"languages": False}, QUESTION, "Скільки людей стоїть біля автобуса?"),
         ({"min_letters": 40}, QUESTION, "Скільки людей стоїть біля автобуса?"),
@@ -128,7 +185,7 @@ def test_bad_config() -> None:
 
 
 def test_next_engine_gets_what_failed() -> None:
-    first = Table("first", {"a cat": "Кот.", "3 cats": "три кота", "a dog": "a dog"})
+    first = Table("first", {"a cat": "Кот.", "3 cats": "стая котов", "a dog": "a dog"})
     second = Table("second", {"3 cats": "3 кота", "a dog": None})
     outcomes = run(Plan([first, second]), "a cat", "3 cats", "a dog", "a cat")
     assert {text: (o.translation, o.engine) for text, o in outcomes.items()} == {
@@ -158,7 +215,8 @@ def test_back_translation_is_compared() -> None:
     assert (bus.translation, bus.back) == ("большой красный автобус", "a large red bus")
     assert bus.chrf is not None and 40 < bus.chrf < 100
     assert (dog.translation, dog.failures[0].kind) == (None, "chrf")
-    assert "a yellow cat" in dog.failures[0].reason
+    assert (dog.failures[0].translation, dog.failures[0].back) == ("жёлтая кошка", "a yellow cat")
+    assert dog.failures[0].chrf is not None and f"chrF {dog.failures[0].chrf} " in dog.failures[0].reason
     assert (tree.translation, tree.back, tree.chrf) == ("дерево", None, None)  # no way back, no verdict
 
 

@@ -67,6 +67,14 @@ def test_kept_pieces_survive_an_engine(text: str) -> None:
     [
         ("<image>\nWhat is it?\nA. a cat\nB. a dog\n", ["What is it?", "a cat", "a dog"]),
         ("Which one: (A) the cat (B) 12 (C) red one", ["Which one:", "the cat", "red one"]),
+        ("A. cat B. dog", ["cat", "dog"]),
+        ("A: a cat\n[B] a dog\n(C)birds", ["a cat", "a dog", "birds"]),
+        ("J. K. Rowling wrote it.", ["J. K. Rowling wrote it."]),
+        ("Take vitamins (a) and (b) now.", ["Take vitamins (a) and (b) now."]),
+        ("| Name | the price |\n|---|---|", ["Name", "the price"]),
+        ("a cat\ta dog   a bird", ["a cat", "a dog", "a bird"]),
+        ("What is  the cat|dog?", ["What is  the cat|dog?"]),
+        ("Great 😀 photo! 👍🏽", ["Great <x0/> photo!"]),
         ("It costs $5 and $10.", ["It costs $5 and $10."]),
         ("Is x<y and y > z here?", ["Is x<y and y > z here?"]),
         ("see `rm -r` at https://a.b/c.", ["see <x0/> at <x1/>."]),
@@ -93,7 +101,8 @@ def test_response_format_prompts_have_fixed_translations() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["`", "$", r"\(", r"\[", "<a ", "<!--", "<|", "{{", "](", "a@", "[1,", "(a) ", "- ", "http://."]
+    "unit",
+    ["`", "$", r"\(", r"\[", "<a ", "<!--", "<|", "{{", "](", "a@", "[1,", "(a) ", "- ", "http://.", " |", " \t", "😀"],
 )
 def test_hostile_texts_take_linear_time(unit: str) -> None:
     started = time.monotonic()
@@ -115,6 +124,12 @@ def test_hostile_texts_take_linear_time(unit: str) -> None:
         ('He said "no."', "он сказал: «нет».", "Он сказал: «нет»."),
         ("<x0/> is red", "Красный <x0/>", "Красный <x0/>"),
         ("what is up", "Как дела?", "как дела"),
+        ("made by Ford", "Ford сделал", "Ford сделал"),
+        ("An iPhone.", "iPhone", "iPhone."),
+        ("Look here:", "Смотри сюда.", "Смотри сюда:"),
+        ("at 5 p.m.", "в 17:00", "в 17:00"),
+        ("and so on", "и т. д.", "и т. д."),
+        ("The answer is B.", "Ответ — B", "Ответ — B."),
         ("really...", "правда", "правда..."),
         ("Is it?", "是吗？", "是吗？"),
     ],

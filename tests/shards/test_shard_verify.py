@@ -116,6 +116,16 @@ def test_other_files_of_the_folder_are_checked(
     assert [problem.file for problem in verify(folder)] == ["rejected.jsonl"]
 
 
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"\n", lambda data: b" " + data])
+def test_dataset_json_that_says_the_same_in_other_bytes(
+    make_sample: MakeSample, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    folder = build_with_rejects([make_sample(0)], tmp_path / "data")
+    path = folder / "dataset.json"
+    path.write_bytes(change(path.read_bytes()))
+    assert [problem.file for problem in verify(folder)] == ["dataset.json"]
+
+
 def test_workers_change_nothing(make_sample: MakeSample, tmp_path: Path) -> None:
     samples = [[make_sample(3 * shard + i) for i in range(3)] for shard in range(7)]
     folder = write_dataset(samples, tmp_path / "data")

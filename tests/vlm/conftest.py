@@ -11,7 +11,7 @@ import pytest
 from shards.build import build
 from shards.readers import ReaderOptions, find_reader
 from shards.texts import dataset_texts
-from shards.translate.config import TranslateConfig, make_engine
+from shards.translate.config import TranslateConfig, make_memory
 from shards.translate.run import translate_dataset
 from vlm.demo.models import write_language, write_vision
 from vlm.model.assemble import assemble
@@ -29,7 +29,7 @@ def english(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def russian(english: Path) -> Path:
     """The same samples in Russian."""
     folder = english.parent / "ru"
-    translate_dataset(english, folder, make_engine(TranslateConfig(memory="easy_vqa.en-ru")))
+    translate_dataset(english, folder, make_memory(TranslateConfig(memory="easy_vqa.en-ru")))
     return folder
 
 

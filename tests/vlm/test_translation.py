@@ -152,6 +152,15 @@ def test_nllb_both_ways_by_language_codes(nllb: Path) -> None:
     assert asked(back, "кот").split()[0].startswith("rus_Cyrl")
 
 
+def test_one_model_there_and_back(nllb: Path) -> None:
+    """Both engines of a plan with back translation share the loaded model."""
+    there, back = hf(nllb), hf(nllb, source_lang="ru", target_lang="en")
+    assert there.method.checkpoint is back.method.checkpoint
+    for _ in range(2):
+        assert there.translate(TEXTS) == list(PAIRS.values())
+        assert back.translate(list(PAIRS.values())) == TEXTS
+
+
 def test_base_model_by_examples(base_lm: Path, examples: str) -> None:
     engine = hf(base_lm, examples=examples)
     assert engine.translate(TEXTS) == list(PAIRS.values())
@@ -354,10 +363,11 @@ def test_model_changes_with_whatever_changes_translations(
 ) -> None:
     other = Path(shutil.copytree(base_lm, tmp_path / "copy" / base_lm.name))
     assert hf(other, examples=examples).model == hf(base_lm, examples=examples, batch_size=1).model
-    (other / "generation_config.json").write_text('{"eos_token_id": 3}')
+    ends = Path(shutil.copytree(base_lm, tmp_path / "ends" / base_lm.name))
+    (ends / "generation_config.json").write_text('{"eos_token_id": 3}')
     changed: list[dict[str, Any]] = [
         {"model": base_lm},
-        {"model": other, "examples": examples},
+        {"model": ends, "examples": examples},
         {"model": base_lm, "examples": examples},
         {"model": base_lm, "examples": examples, "dtype": "bfloat16"},
         {"model": base_lm, "examples": examples, "max_new_tokens": 9},

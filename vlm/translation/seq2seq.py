@@ -58,13 +58,10 @@ class Seq2Seq:
     def __init__(self, checkpoint: Checkpoint, direction: Direction, max_new_tokens: int) -> None:
         self.checkpoint, self.direction = checkpoint, direction
         self.tokenizer = checkpoint.tokenizer
-        if direction.source_code:
-            self.tokenizer.src_lang = direction.source_code
         limit = checkpoint.max_length
         self.max_new_tokens = min(max_new_tokens, limit - 1) if limit else max_new_tokens
-        # not as an argument of `generate`: what is None there would be taken from the model's own settings after all
-        checkpoint.model.generation_config = self._settings()
-        ends = checkpoint.model.generation_config.eos_token_id
+        self.settings = self._settings()
+        ends = self.settings.eos_token_id
         self.ends = torch.tensor([ends] if isinstance(ends, int) else ends, device=checkpoint.device)
 
     def _settings(self) -> GenerationConfig:
@@ -84,6 +81,8 @@ class Seq2Seq:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text with all that the model wants around it."""
+        if self.direction.source_code:  # the way back may share the tokenizer
+            self.tokenizer.src_lang = self.direction.source_code
         return list(self.tokenizer(self.direction.prefix + text).input_ids)
 
     def fits(self, ids: Sequence[int]) -> bool:
@@ -99,6 +98,8 @@ class Seq2Seq:
         """(text, whether it came to its end) of each prompt."""
         padded = self.tokenizer.pad({"input_ids": [list(ids) for ids in prompts]}, return_tensors="pt")
         inputs = {name: padded[name].to(self.checkpoint.device) for name in ("input_ids", "attention_mask")}
+        # not as an argument of `generate`: what is None there would be taken from the model's own settings after all
+        self.checkpoint.model.generation_config = self.settings
         output = self.checkpoint.model.generate(**inputs)
         # the first token starts the decoder; some models take the end token for it
         finished = torch.isin(output[:, 1:], self.ends).any(1).tolist()
