@@ -11,8 +11,8 @@ from shards.build.prepare import Prepared, Rejected
 from shards.errors import BadInput
 from shards.tar import ShardWriter, tar_bytes
 
-# Of fewer rows a share says little while more are to come.
-_ROWS_TO_JUDGE = 1000
+# While more rows are to come, so many are taken to follow: a wrong --images ends soon, bad rows at the start do not.
+_ROWS_TO_COME = 100_000
 # dataset.json lists them all, and is read whole.
 MAX_SHARDS = 10_000
 
@@ -60,7 +60,7 @@ class Assembly:
             rejected = row if isinstance(row, Rejected) else self._twin(row)
             if rejected is not None:
                 self.journal.reject(rejected)
-                self._judge(max(self.journal.tally.rows, _ROWS_TO_JUDGE))
+                self._judge(max(self.journal.tally.rows, _ROWS_TO_COME), "of the first")
             elif isinstance(row, Prepared):
                 self._add(row)
 
@@ -106,11 +106,13 @@ class Assembly:
         self._writer = None
         self.journal.commit(shard)
 
-    def _judge(self, rows: int) -> None:
+    def _judge(self, rows: int, of: str = "of") -> None:
         tally = self.journal.tally
         if tally.rejected > self.limits.rejected * rows:
             allowed = f"{self.limits.rejected:.6g} of them are allowed (--max-rejected)"
-            raise TooManyRejected(f"{tally.rejected} of {tally.rows} rows are rejected and {allowed}: {self._kinds()}")
+            raise TooManyRejected(
+                f"{tally.rejected} {of} {tally.rows} rows are rejected and {allowed}: {self._kinds()}"
+            )
 
     def _kinds(self) -> str:
         kinds = self.journal.rejected_by_kind()

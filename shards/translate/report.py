@@ -62,7 +62,7 @@ def quality_page(quality: Quality) -> str:
         title=f"Translation {quality.source_lang} to {quality.target_lang}: quality",
         kicker="Quality of a translation",
         heading=f"{quality.source_lang} → {quality.target_lang}",
-        sub=f"{count(quality.samples)} samples, {count(quality.occurrences)} texts in them",
+        sub=f"{count(quality.samples)} samples kept; {count(quality.occurrences)} texts, those of rejected samples too",
         quality=quality,
         figures=_figures(quality),
         charts=_charts(quality),

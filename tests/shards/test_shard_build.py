@@ -202,8 +202,19 @@ def test_too_many_rejected_rows_stop_the_build_early(tmp_path: Path, make_sample
         yield from (Draft(f"row {i}", partial(refuse, "it is empty")) for i in range(20, 2000))
         raise AssertionError("the build should have stopped before")
 
-    with pytest.raises(BadInput, match=r"11 of 31 rows .*: 11 text, first row 20: it is empty; whole shards kept"):
-        build(reader_of(drafts), ReaderOptions(), tmp_path / "out", "set", 10, settings=BuildSettings(workers=1))
+    message = r"101 of the first 121 rows .*: 101 text, first row 20: it is empty; whole shards kept"
+    with pytest.raises(BadInput, match=message):
+        settings = BuildSettings(workers=1, max_rejected=0.001)
+        build(reader_of(drafts), ReaderOptions(), tmp_path / "out", "set", 10, settings=settings)
+
+
+def test_bad_rows_at_the_start_do_not_stop_a_build(tmp_path: Path, make_sample: MakeSample) -> None:
+    def drafts() -> Iterator[Draft]:
+        yield from (Draft(f"row {i}", partial(refuse, "it is empty")) for i in range(12))
+        yield from (Draft(f"row {i}", partial(make_sample, i, with_image=False)) for i in range(12, 1212))
+
+    info = build(reader_of(drafts), ReaderOptions(), tmp_path / "out")
+    assert (info.samples, info.rejected) == (1200, 12)
 
 
 def test_share_of_rejected_rows_at_the_end(tmp_path: Path, make_sample: MakeSample) -> None:
