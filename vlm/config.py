@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from shards.errors import BadInput
 from shards.files import write_atomic
-from shards.translate.config import TranslateConfig
+from shards.translate.config import TranslateConfig, check_engines
 from vlm.checkpoint import CheckpointConfig
 from vlm.data.loader import DataConfig
 from vlm.engine import EngineConfig
@@ -23,6 +23,7 @@ from vlm.eval.config import EvalConfig
 from vlm.model.adapter import AdapterConfig
 from vlm.model.load import ModelConfig
 from vlm.optim import OptimConfig
+from vlm.translation import MAKERS
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -49,6 +50,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise BadInput(f"seed: {self.seed} must be at least 0")
+        check_engines(self.translate, MAKERS)
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe; loading it again gives an equal one."""

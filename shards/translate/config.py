@@ -168,9 +168,14 @@ def make_server(config: TranslateConfig) -> Engine:
 BUILT_IN: Mapping[str, Maker] = {"memory": make_memory, "server": make_server}
 
 
-def make_engines(config: TranslateConfig, makers: Mapping[str, Maker] = BUILT_IN) -> list[Engine]:
-    """The engines of a config in the order in which they are tried; BadInput for one that `makers` does not know."""
+def check_engines(config: TranslateConfig, makers: Mapping[str, Maker]) -> None:
+    """BadInput for an engine that `makers` does not know."""
     for name in config.engines:
         if name not in makers:
             raise BadInput(f"translate.engine: {name!r:.100} is unknown; known: {', '.join(sorted(makers))}")
+
+
+def make_engines(config: TranslateConfig, makers: Mapping[str, Maker] = BUILT_IN) -> list[Engine]:
+    """The engines of a config in the order in which they are tried; BadInput for one that `makers` does not know."""
+    check_engines(config, makers)
     return [makers[name](config) for name in config.engines]
