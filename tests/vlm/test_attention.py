@@ -46,6 +46,7 @@ def test_packed_row_equals_one_by_one(model: Path, english: Path, packed: Packed
     reference = load_model(model, "float32", packed=False).eval()
     # documents are longer than the window: an off-by-one in it would show
     reference.config.text_config.sliding_window = reference.model.language_model.config.sliding_window = window
+    packed.llava.model.language_model.config.sliding_window = window
     row = _hidden(packed, pack(documents, images, pixels.size, window))
     at = 0
     for document, image in zip(documents, images, strict=True):
@@ -119,7 +120,7 @@ def test_varlen_indices_say_the_same_as_the_masks(shape: list[tuple[int, list[in
             segments.append(Segment(at, at + length, start, start + prefix))
             at += length
         documents.append((start, at))
-    layout = Layout(segments, documents, window)
+    layout = Layout(segments, documents)
     cu_q, cu_k, _, _, index = layout.varlen(torch.device("cpu"))
     keys = torch.arange(at) if index is None else index
     seen = torch.zeros(at, at, dtype=torch.bool)
@@ -131,7 +132,7 @@ def test_varlen_indices_say_the_same_as_the_masks(shape: list[tuple[int, list[in
             first = 0 if window is None else max(0, last - window + 1)
             seen[query, keys[k.start + first : k.start + last + 1]] = True
     masks = torch.zeros(at, at, dtype=torch.bool)
-    for (a, b), mask in zip(documents, layout.masks(torch.device("cpu")), strict=True):
+    for (a, b), mask in zip(documents, layout.masks(torch.device("cpu"), window), strict=True):
         masks[a:b, a:b] = torch.ones(b - a, b - a).tril().bool() if mask is None else mask
     assert torch.equal(seen, masks)
 

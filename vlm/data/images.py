@@ -1,6 +1,6 @@
 """Image bytes to the uint8 pixels that the vision tower's processor would make, normalised on the device."""
 
-import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,39 +12,102 @@ from torch import Tensor
 from shards.errors import BadInput
 from shards.files import read_json
 from shards.images import MAX_PIXELS, read_header
-
-FORMATS = ("JPEG", "PNG", "WEBP")
+from vlm.data.decode import decode_rgb
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a tower wants its images: `size` pixels square, mean and standard deviation per channel (0 to 1)."""
+    """How a tower wants its images: `size` pixels square, mean and standard deviation per channel (0 to 1).
+
+    With `tiles` above 0 an image is given as LLaVA-1.5-HD does: the whole made square and scaled down, then up to so
+    many tiles of the tower's size.
+    """
 
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    tiles: int = 0
 
     @classmethod
     def of(cls, folder: Path) -> "Pixels":
-        """Read from a model folder's `preprocessor_config.json`."""
-        path = folder / "processor_config.json"
+        """Read from a model folder's `processor_config.json` (or `preprocessor_config.json`) and `assembly.json`."""
+        path, assembly = folder / "processor_config.json", folder / "assembly.json"
         config = read_json(path)["image_processor"] if path.exists() else read_json(folder / "preprocessor_config.json")
-        return cls(config["crop_size"]["height"], tuple(config["image_mean"]), tuple(config["image_std"]))
+        tiles = read_json(assembly).get("tiles", 0) if assembly.exists() else 0
+        return cls(config["crop_size"]["height"], tuple(config["image_mean"]), tuple(config["image_std"]), tiles)
 
     def decode(self, data: bytes) -> np.ndarray:
         """Bytes to uint8 (3, size, size): padded to a square with the mean colour, then resized, as LLaVA 1.5 does."""
-        _, width, height = read_header(data)
-        if max(width, height) ** 2 > 4 * MAX_PIXELS:
-            raise BadInput(f"image of {width}x{height} pixels: too long to be made square")
-        image = Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB")
+        return self.square(self._open(data))
+
+    def views(self, image: bytes | Image.Image) -> np.ndarray:
+        """What the tower gets for an image, uint8 (n, 3, size, size): the whole, then its tiles row by row.
+
+        n is `count` of the image's size.
+        """
+        opened = self._open(image) if isinstance(image, bytes) else image.convert("RGB")
+        return np.stack([self.square(opened), *self._cut(opened)])
+
+    def square(self, image: Image.Image) -> np.ndarray:
+        """As `decode`, of an image that is open already."""
+        image = image if image.mode == "RGB" else image.convert("RGB")
         if image.width != image.height:
             side = max(image.size)
-            square = Image.new("RGB", (side, side), tuple(int(m * 255) for m in self.mean))
-            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-            image = square
+            image = self._padded(image, side, side)
         if image.width != self.size:
             image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         return np.asarray(image).transpose(2, 0, 1)
+
+    def count(self, width: int, height: int) -> int:
+        """How many images the tower gets for one of this size."""
+        columns, rows = self.grid(width, height)
+        return 1 + (columns * rows if columns * rows > 1 else 0)
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """(columns, rows) of tiles that keep most of the image's pixels, and among those waste least; (1, 1) is none.
+
+        Source: `select_best_resolution` of LLaVA-NeXT, which gave LLaVA-1.5-HD its grids.
+        """
+
+        def kept(columns: int, rows: int) -> tuple[int, int]:
+            w, h = self._fitted(width, height, columns, rows)
+            return min(w * h, width * height), -columns * rows
+
+        most = max(1, self.tiles)
+        grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1)]
+        return max(grids, key=lambda grid: kept(*grid))
+
+    def _fitted(self, width: int, height: int, columns: int, rows: int) -> tuple[int, int]:
+        """Size of the image once it fills the grid one way, in whole numbers."""
+        w, h = columns * self.size, rows * self.size
+        if w * height <= h * width:
+            return w, max(1, height * w // width)
+        return max(1, width * h // height), h
+
+    def _cut(self, image: Image.Image) -> Iterator[np.ndarray]:
+        columns, rows = self.grid(*image.size)
+        if columns * rows == 1:
+            return
+        fitted = image.resize(self._fitted(*image.size, columns, rows), Image.Resampling.BICUBIC)
+        canvas = np.asarray(self._padded(fitted, columns * self.size, rows * self.size)).transpose(2, 0, 1)
+        for row in range(rows):
+            for column in range(columns):
+                top, left = row * self.size, column * self.size
+                yield canvas[:, top : top + self.size, left : left + self.size]
+
+    def _padded(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        canvas = Image.new("RGB", (width, height), tuple(int(m * 255) for m in self.mean))
+        canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+        return canvas
+
+    def _open(self, data: bytes) -> Image.Image:
+        _, width, height = read_header(data)
+        if max(width, height) ** 2 > 4 * MAX_PIXELS:
+            raise BadInput(f"image of {width}x{height} pixels: too long to be made square")
+        try:
+            return decode_rgb(data)
+        except Exception as error:  # hostile bytes raise nearly any type inside the decoders
+            raise BadInput(f"image cannot be decoded ({error})", "image") from error
 
     def normalise(self, pixels_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 (B, 3, H, W) on any device to the tower's input of the same shape."""

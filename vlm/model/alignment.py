@@ -77,7 +77,7 @@ def start_at_translations(
             if token in aligned:
                 old_ids, shares = zip(*aligned[token].items(), strict=True)
                 weights = torch.tensor(shares, dtype=rows.dtype)
-                rows[row] = weights @ old_rows[list(old_ids)]
+                rows[row] = weights @ old_rows[list(old_ids)].to(rows.dtype)
     return len(aligned)
 
 

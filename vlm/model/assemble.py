@@ -1,17 +1,12 @@
 """Join a vision tower and a language model into one LLaVA model; every size follows the two configs."""
 
-import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    CLIPVisionModel,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -22,16 +17,25 @@ from transformers import (
 )
 
 from shards.errors import BadInput
-from shards.files import MANIFEST, read_json, sealed_output, sha256_file, write_json
+from shards.files import read_json, sealed_output, write_json
 from vlm.data.template import IMAGE, ChatTemplate, load_template
+from vlm.model.parts import Part, Tower, load_language, load_part_tokenizer, load_tower, weights_digest
+from vlm.model.projector import KINDS, load_projector, new_projector
 from vlm.model.vocabulary import extend_vocabulary
 
+__all__ = ["Assembly", "assemble", "weights_digest"]
+
 PAD = "<pad>"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """What `assemble` joined: `assembly.json` of a model folder. `new_token_ids` have no pretrained embedding."""
+    """What `assemble` joined: `assembly.json` of a model folder. `new_token_ids` have no pretrained embedding.
+
+    `projector` is mlp or linear. With `tiles` above 0 an image is given as up to so many tiles of the tower's size
+    and the whole, each of `image_tokens` tokens.
+    """
 
     vision: str
     language: str
@@ -41,6 +45,8 @@ class Assembly:
     image_tokens: int
     new_token_ids: list[int]
     seed: int
+    projector: str = "mlp"
+    tiles: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> "Assembly":
@@ -53,10 +59,14 @@ class Assembly:
         except TypeError:
             raise BadInput(f"{path}: garbage; assemble the model again") from None
 
+    def to_json(self) -> dict[str, Any]:
+        """Fields that are not at their default."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
 
 def assemble(
-    vision: Path,
-    language: Path,
+    vision: Path | str,
+    language: Path | str,
     out: Path,
     *,
     template: str,
@@ -64,105 +74,125 @@ def assemble(
     new_tokens: int = 0,
     feature_layer: int = -2,
     seed: int = 0,
+    dtype: str = "",
+    projector: str = "mlp",
+    projector_weights: Path | None = None,
+    reinit_projector: bool = False,
+    tiles: int = 0,
 ) -> Assembly:
-    """Write a `LlavaForConditionalGeneration` folder made of a CLIP vision tower and a causal language model.
+    """Write a `LlavaForConditionalGeneration` folder made of a CLIP or SigLIP tower and a causal language model.
 
-    The projector is LLaVA 1.5's two-layer MLP: its input is the tower's hidden size, its output the language
-    model's. `<image>` and `<pad>` are added to the vocabulary, and up to `new_tokens` more learned on
-    `new_language_texts`; their embeddings are drawn around the old ones' mean. Raises BadInput for folders that are
-    not such models.
+    `vision` and `language` are folders, names of the hub, or, for the language model, a GGUF file. Weights are
+    written in `dtype`, where it is empty in the language model's own. The projector (`mlp`, LLaVA 1.5's, or
+    `linear`) takes its input size from the tower and its output size from the language model; `projector_weights`
+    gives it trained weights, and with `reinit_projector` those of another shape are left out instead of refused.
+    `<image>` and `<pad>` are added to the vocabulary, and up to `new_tokens` more learned on `new_language_texts`;
+    their embeddings are drawn around the old ones' mean. Raises BadInput for what is not such models.
     """
     chat = load_template(template)
-    tower = _load_tower(vision)
-    clip = read_json(vision / "preprocessor_config.json")
-    text_model = _load_language(language)
-    tokenizer = AutoTokenizer.from_pretrained(language, trust_remote_code=False)
+    _check_options(dtype, projector, projector_weights, reinit_projector, tiles)
+    vision_part, language_part = Part.find("--vision", vision), Part.find("--language", language)
+    tower = load_tower(vision_part)
+    text_model = load_language(language_part, DTYPES.get(dtype))
+    tower.model.to(text_model.dtype)
+    tokenizer = load_part_tokenizer(language_part, text_model.config.model_type)
     torch.manual_seed(seed)
-    new_ids = _extend(tokenizer, new_language_texts, new_tokens)
-    model = _join(tower, text_model, tokenizer, feature_layer)
+    new_ids = _extend(tokenizer, new_language_texts, new_tokens, chat)
+    _grow(text_model, len(tokenizer), new_ids)
+    model = _join(tower, text_model, tokenizer, feature_layer, KINDS[projector])
+    if projector_weights is not None:
+        load_projector(model.model.multi_modal_projector, projector, projector_weights, reinit_projector)
     assembly = Assembly(
-        vision=vision.name,
-        language=language.name,
-        vision_digest=weights_digest(vision),
-        language_digest=weights_digest(language),
+        vision=vision_part.name,
+        language=language_part.name,
+        vision_digest=weights_digest(vision_part.path),
+        language_digest=weights_digest(language_part.path),
         template=template,
-        image_tokens=model.config.image_seq_length,
+        image_tokens=tower.image_tokens,
         new_token_ids=new_ids,
         seed=seed,
+        projector=projector,
+        tiles=tiles,
     )
     with sealed_output(out):
         model.save_pretrained(out)
-        save_processor(out, clip, tokenizer, chat, tower.config.patch_size)
-        write_json(out / "assembly.json", asdict(assembly))
+        save_processor(out, tower, tokenizer, chat)
+        write_json(out / "assembly.json", assembly.to_json())
     return assembly
 
 
-def weights_digest(folder: Path) -> str:
-    """sha256 over the digests of a model folder's safetensors files; as its manifest says, where there is one."""
-    _weights_file(folder)
-    sealed = read_json(folder / MANIFEST)["files"] if (folder / MANIFEST).exists() else {}
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
-    digests = [sealed[name]["sha256"] if name in sealed else sha256_file(folder / name) for name in files]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+def _check_options(dtype: str, projector: str, weights: Path | None, anew: bool, tiles: int) -> None:
+    if dtype and dtype not in DTYPES:
+        raise BadInput(f"--dtype {dtype}: not one of {', '.join(DTYPES)}")
+    if projector not in KINDS:
+        raise BadInput(f"--projector {projector}: not one of {', '.join(KINDS)}")
+    if anew and weights is None:
+        raise BadInput("--reinit-projector goes with --projector-weights; without them the projector is new anyway")
+    if tiles < 0 or tiles == 1:
+        raise BadInput(f"--tiles {tiles}: must be 0 (none) or at least 2")
 
 
-def _weights_file(folder: Path) -> None:
-    if not any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json")):
-        raise BadInput(f"{folder} has no model.safetensors; save the model in safetensors form first")
-
-
-def _load_tower(folder: Path) -> CLIPVisionModel:
-    config = _config(folder, "--vision")
-    if config.model_type not in ("clip", "clip_vision_model"):
-        raise BadInput(f"--vision {folder}: model_type {config.model_type!r} is not a CLIP vision tower")
-    _weights_file(folder)
-    return CLIPVisionModel.from_pretrained(folder, dtype=torch.float32)
-
-
-def _load_language(folder: Path) -> PreTrainedModel:
-    _config(folder, "--language")
-    _weights_file(folder)
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
-    except ValueError as error:
-        raise BadInput(f"--language {folder}: not a causal language model ({str(error).splitlines()[0]})") from None
-
-
-def _config(folder: Path, option: str) -> AutoConfig:
-    if not (folder / "config.json").exists():
-        raise BadInput(f"{option} {folder}: no config.json; it must be a Hugging Face model folder")
-    if "auto_map" in read_json(folder / "config.json"):
-        raise BadInput(f"{option} {folder}: config.json asks for remote code (auto_map), which is never run")
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-
-def _extend(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], size: int) -> list[int]:
+def _extend(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], size: int, chat: ChatTemplate) -> list[int]:
+    """Add `<image>`, `<pad>` and learned tokens; end of text becomes what ends an answer in the template."""
+    for marker in chat.markers:
+        if len(tokenizer.encode(marker, add_special_tokens=False)) != 1:
+            raise BadInput(f"--template {chat.name}: its {marker} is not a token of the language model; take another")
     new_ids = extend_vocabulary(tokenizer, texts, size) if size else []
     before = len(tokenizer)
     tokenizer.add_tokens([IMAGE, PAD], special_tokens=True)
     tokenizer.pad_token = PAD
+    if chat.stop and chat.stop != tokenizer.eos_token:
+        tokenizer.eos_token = chat.stop
     return [*new_ids, *range(before, len(tokenizer))]
 
 
+@torch.no_grad()
+def _grow(text_model: PreTrainedModel, size: int, new_ids: list[int]) -> None:
+    """Make room for `size` tokens. Many models have more rows than tokens: such rows are kept, and drawn anew for
+    new tokens."""
+    old = text_model.get_input_embeddings().weight.shape[0]
+    if size > old:
+        text_model.resize_token_embeddings(size)
+    spare = [i for i in new_ids if i < old]
+    if spare:
+        for layer in (text_model.get_input_embeddings(), text_model.get_output_embeddings()):
+            known = layer.weight[: spare[0]].float()
+            drawn = known.mean(0) + 1e-3 * known.std(0) * torch.randn(len(spare), known.shape[1])
+            layer.weight[spare] = drawn.to(layer.weight.dtype)
+            if text_model.config.tie_word_embeddings:
+                break
+
+
 def _join(
-    tower: CLIPVisionModel, text_model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, feature_layer: int
+    tower: Tower,
+    text_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    feature_layer: int,
+    activation: str,
 ) -> LlavaForConditionalGeneration:
-    text_model.resize_token_embeddings(len(tokenizer))
+    """The whole model around the parts' own tensors: none is copied."""
+    layers = tower.model.config.num_hidden_layers
+    if not -layers - 1 <= feature_layer <= layers:
+        raise BadInput(f"--feature-layer {feature_layer}: the tower has {layers} layers")
     # where the parts lay on this machine is nobody's business, and would make equal models differ
-    tower.config._name_or_path = text_model.config._name_or_path = ""
+    tower.model.config._name_or_path = text_model.config._name_or_path = ""
     config = LlavaConfig(
-        vision_config=tower.config,
+        vision_config=tower.model.config,
         text_config=text_model.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
+        image_seq_length=tower.image_tokens,
         vision_feature_layer=feature_layer,
+        vision_feature_select_strategy=tower.strategy,
+        projector_hidden_act=activation,
         pad_token_id=tokenizer.pad_token_id,
+        dtype=text_model.dtype,
     )
-    model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(tower.state_dict())
-    model.model.language_model.load_state_dict(text_model.model.state_dict())
-    model.lm_head.load_state_dict(text_model.lm_head.state_dict())
-    model.tie_weights()
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower = tower.model
+    model.model.multi_modal_projector = new_projector(config, text_model.dtype)
+    model.model.language_model = text_model.model
+    model.lm_head = text_model.lm_head
     model.generation_config = _generation_config(tokenizer)
     return model
 
@@ -176,23 +206,20 @@ def _generation_config(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
     )
 
 
-def save_processor(
-    out: Path, clip: dict[str, Any], tokenizer: PreTrainedTokenizerFast, chat: ChatTemplate, patch_size: int
-) -> None:
+def save_processor(out: Path, tower: Tower, tokenizer: PreTrainedTokenizerFast, chat: ChatTemplate) -> None:
     """Write the LLaVA processor (image processor, tokenizer, chat template) beside the weights."""
-    side = clip["crop_size"]["height"] if isinstance(clip["crop_size"], dict) else clip["crop_size"]
     processor = LlavaProcessor(
         image_processor=LlavaImageProcessorPil(
             do_pad=True,
-            size={"shortest_edge": side},
-            crop_size={"height": side, "width": side},
-            image_mean=clip["image_mean"],
-            image_std=clip["image_std"],
+            size={"shortest_edge": tower.side},
+            crop_size={"height": tower.side, "width": tower.side},
+            image_mean=tower.mean,
+            image_std=tower.std,
         ),
         tokenizer=tokenizer,
-        patch_size=patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        patch_size=int(tower.model.config.patch_size),
+        vision_feature_select_strategy=tower.strategy,
+        num_additional_image_tokens=int(tower.strategy == "default"),
         chat_template=chat.jinja(),
     )
     processor.save_pretrained(out)

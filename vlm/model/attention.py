@@ -24,10 +24,7 @@ PACKED = "ruvlm_packed"
 
 @dataclass(frozen=True)
 class Segment:
-    """Queries `[start, end)` of the row; keys are the row's `[prefix_start.
-
-    Prefix_end)` followed by the queries' own.
-    """
+    """Queries `[start, end)` of the row; keys are `[prefix_start, prefix_end)` followed by the queries' own."""
 
     start: int
     end: int
@@ -44,12 +41,15 @@ class Layout:
     """Which tokens of a flat row see which; built once for a micro-batch and shared by all layers.
 
     Tensors are made on first use, on the device of the queries: `cu_q`, `cu_k` int32 (segments + 1,), `key_index` int64
-    (total keys,) or None where no prefix is shared, `masks` one bool (L, L) for each document that needs one.
+    (total keys,) or None where no prefix is shared, `masks` one bool (L, L) for each document that needs one. The
+    window is the layer's, not the row's: Gemma-3 alternates layers with and without one. `learned` puts prefix tuning's
+    keys and values into those of a layer (its number, keys, values).
     """
 
     segments: list[Segment]
     documents: list[tuple[int, int]]
     window: int | None = None
+    learned: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     _cache: dict[str, object] = field(default_factory=dict, repr=False)
 
     def varlen(self, device: torch.device) -> tuple[Tensor, Tensor, int, int, Tensor | None]:
@@ -67,16 +67,16 @@ class Layout:
             self._cache["varlen"] = (cu_q, cu_k, max(lengths_q), max(lengths_k), index)
         return self._cache["varlen"]  # type: ignore[return-value]
 
-    def masks(self, device: torch.device) -> list[Tensor | None]:
+    def masks(self, device: torch.device, window: int | None) -> list[Tensor | None]:
         """A bool mask (L, L) for each document, None where plain causal attention says the same."""
-        if "masks" not in self._cache:
-            self._cache["masks"] = [self._mask(a, b, device) for a, b in self.documents]
-        return self._cache["masks"]  # type: ignore[return-value]
+        key = f"masks {window}"
+        if key not in self._cache:
+            self._cache[key] = [self._mask(a, b, device, window or b - a) for a, b in self.documents]
+        return self._cache[key]  # type: ignore[return-value]
 
-    def _mask(self, start: int, end: int, device: torch.device) -> Tensor | None:
+    def _mask(self, start: int, end: int, device: torch.device, window: int) -> Tensor | None:
         segments = [s for s in self.segments if start <= s.start < end]
         length = end - start
-        window = self.window or length
         if len(segments) == 1 and length <= window:
             return None
         mask = torch.zeros(length, length, dtype=torch.bool, device=device)
@@ -89,14 +89,17 @@ class Layout:
         return mask
 
 
-def sdpa_packed(q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, layout: Layout, scale: float) -> Tensor:
-    """Per-document scaled dot-product attention, the reference back end: `(heads, T, head_dim)` in, `(T.
+def sdpa_packed(
+    q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, layout: Layout, scale: float, window: int | None
+) -> Tensor:
+    """Per-document scaled dot-product attention, the reference back end.
 
-    Heads, D)` out.
+    Queries `(heads, T, head_dim)`, keys and values `(key heads, T, head_dim)`; returns `(T, heads, head_dim)`. `window`
+    counts the keys that a query sees, itself included; None for all before it.
     """
     grouped = k_GTD.shape[0] != q_HTD.shape[0]
     rows = []
-    for (a, b), mask in zip(layout.documents, layout.masks(q_HTD.device), strict=True):
+    for (a, b), mask in zip(layout.documents, layout.masks(q_HTD.device, window), strict=True):
         q, k, v = q_HTD[None, :, a:b], k_GTD[None, :, a:b], v_GTD[None, :, a:b]
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
@@ -113,35 +116,42 @@ def _varlen_inputs(q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, layout: Layout) 
     return q, k, v
 
 
-def torch_varlen(q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, layout: Layout, scale: float) -> Tensor:
+def _window_size(window: int | None) -> tuple[int, int]:
+    # the kernels' (W, 0) sees W + 1 keys, transformers' sliding_window counts the query itself
+    return (-1 if window is None else window - 1, 0)
+
+
+def torch_varlen(
+    q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, layout: Layout, scale: float, window: int | None
+) -> Tensor:
     """torch's FlashAttention-2 kernel; shapes as `sdpa_packed`."""
     from torch.nn.attention.varlen import varlen_attn
 
     cu_q, cu_k, max_q, max_k, _ = layout.varlen(q_HTD.device)
     q, k, v = _varlen_inputs(q_HTD, k_GTD, v_GTD, layout)
-    # the kernel's (W, 0) sees W + 1 keys, transformers' sliding_window counts the query itself
-    left = -1 if layout.window is None else layout.window - 1
+    grouped = k.shape[1] != q.shape[1]
     out = varlen_attn(
-        q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=(left, 0), enable_gqa=k.shape[1] != q.shape[1]
+        q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=_window_size(window), enable_gqa=grouped
     )
     assert isinstance(out, Tensor)
     return out
 
 
-def flash_varlen(q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, layout: Layout, scale: float) -> Tensor:
+def flash_varlen(
+    q_HTD: Tensor, k_GTD: Tensor, v_GTD: Tensor, layout: Layout, scale: float, window: int | None
+) -> Tensor:
     """flash-attn's variable-length kernel; shapes as `sdpa_packed`."""
     from flash_attn import flash_attn_varlen_func
 
     cu_q, cu_k, max_q, max_k, _ = layout.varlen(q_HTD.device)
     q, k, v = _varlen_inputs(q_HTD, k_GTD, v_GTD, layout)
-    left = -1 if layout.window is None else layout.window - 1
     out: Tensor = flash_attn_varlen_func(
-        q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True, window_size=(left, 0)
+        q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True, window_size=_window_size(window)
     )
     return out
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Layout, float], Tensor]] = {
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Layout, float, int | None], Tensor]] = {
     "sdpa": sdpa_packed,
     "torch-varlen": torch_varlen,
     "flash-attn": flash_varlen,
@@ -173,6 +183,8 @@ def _flash_installed() -> bool:
     return find_spec("flash_attn") is not None
 
 
+# the layout changes with every row: a compiled block would be compiled again for each
+@torch.compiler.disable
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -182,11 +194,22 @@ def packed_attention(
     *,
     scaling: float,
     layout: Layout,
+    sliding_window: int | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface over a flat row: query (1, heads, T, head_dim) → (1, T, heads, head_dim)."""
-    assert query.shape[0] == 1 and attention_mask is None
-    return BACKENDS[_chosen](query[0], key[0], value[0], layout, scaling)[None], None
+    """transformers' attention interface over a flat row: query (1, heads, T, head_dim) → (1, T, heads, head_dim).
+
+    Whoever calls the model without a layout gets a TypeError, never a row whose documents see each other.
+    """
+    if attention_mask is not None or query.shape[0] != 1 or key.shape[2] != query.shape[2]:
+        raise ValueError("packed attention takes one flat row, without a mask and without a cache")
+    if dropout or softcap is not None or not getattr(module, "is_causal", True):
+        raise ValueError("packed attention has no dropout, no soft cap and is causal")
+    if layout.learned:
+        key, value = layout.learned(int(module.layer_idx), key, value)  # type: ignore[arg-type]
+    return BACKENDS[_chosen](query[0], key[0], value[0], layout, scaling, sliding_window)[None], None
 
 
 AttentionInterface.register(PACKED, packed_attention)

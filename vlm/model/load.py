@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from shards.errors import BadInput
 from shards.files import read_json, verify_manifest
+from vlm.model.assemble import DTYPES as DTYPES
+from vlm.model.assemble import Assembly
 from vlm.model.attention import PACKED
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(kw_only=True)
@@ -23,6 +22,12 @@ class ModelConfig:
     """float32, bfloat16 or float16."""
     attention: str = "auto"
     """auto, flash-attn, torch-varlen or sdpa."""
+    checkpoint_blocks: int = 0
+    """Recompute every n-th block's activations in the backward pass: less memory for more time; 0 none, 1 all."""
+    compile_blocks: bool = False
+    """torch.compile of the language model's blocks."""
+    liger: bool = False
+    """Liger's RMSNorm, gated MLP and rotary embedding; needs a GPU and the package liger-kernel."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -37,6 +42,10 @@ def model_folder(config: ModelConfig) -> Path:
     problems = verify_manifest(folder)
     if problems:
         raise BadInput(f"model.base: {folder} is damaged: {problems[0]}")
+    if (folder / "assembly.json").exists() and Assembly.read(folder).tiles:
+        raise BadInput(
+            f"model.base: {folder} takes tiles, which LLaVADataProcessor alone makes; assemble without --tiles"
+        )
     return folder
 
 
@@ -60,6 +69,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def sliding_window(folder: Path) -> int | None:
-    """The attention window of a model folder's language model, in tokens; None for full attention."""
+    """The window of those layers of the language model that have one, in tokens; None for full attention throughout."""
     window = read_json(folder / "config.json")["text_config"].get("sliding_window")
     return int(window) if window else None

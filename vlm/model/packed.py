@@ -1,13 +1,14 @@
 """The packed training step: a flat row in, the summed loss of its supervised tokens out."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from vlm.data.batch import MicroBatch
 from vlm.data.documents import IGNORE
 from vlm.data.images import Pixels
+from vlm.model.adapters.prompts import put_prompts
+from vlm.model.loss import HeadLoss
 
 
 class PackedLlava(nn.Module):
@@ -20,6 +21,9 @@ class PackedLlava(nn.Module):
     def __init__(self, model: nn.Module, pixels: Pixels) -> None:
         super().__init__()
         self.model, self.pixels = model, pixels
+        self.loss = HeadLoss(lambda: self.llava.lm_head)
+        # from_pretrained leaves modules in evaluation mode, in which no block is checkpointed
+        self.train()
 
     @property
     def llava(self) -> LlavaForConditionalGeneration:
@@ -33,8 +37,8 @@ class PackedLlava(nn.Module):
         hidden_TD = self.hidden(batch)
         supervised = (batch.labels != IGNORE).nonzero().squeeze(1)
         # an empty selection still runs the head: under ZeRO-3 every rank must gather the same parameters equally often
-        logits = self.llava.lm_head(hidden_TD[supervised]).float()
-        return F.cross_entropy(logits, batch.labels[supervised], reduction="sum")
+        loss: Tensor = self.loss(hidden_TD[supervised], batch.labels[supervised])
+        return loss
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Last hidden states (T, hidden) of the row, after the final norm."""
@@ -46,15 +50,16 @@ class PackedLlava(nn.Module):
             embeds_TD = embeds_TD.masked_scatter(at_image[:, None], features_ID)
         else:
             embeds_TD = embeds_TD + (features_ID * 0).sum()
+        row = put_prompts(self.model, embeds_TD, batch.position_ids, batch.layout)
         outputs = llava.model.language_model(
-            inputs_embeds=embeds_TD[None],
-            position_ids=batch.position_ids[None],
+            inputs_embeds=row.embeds_TD[None],
+            position_ids=row.position_ids[None],
             attention_mask=None,
             use_cache=False,
-            layout=batch.layout,
+            layout=row.layout,
         )
         hidden: Tensor = outputs.last_hidden_state[0]
-        return hidden
+        return hidden if row.own is None else hidden[row.own]
 
     def image_features(self, batch: MicroBatch, dtype: torch.dtype) -> Tensor:
         """Projected image tokens (images · tokens, hidden). A row without images runs a blank one.

@@ -1,0 +1,1 @@
+"""The methods of training, one file a family: its options and how it wraps a model."""
