@@ -1,7 +1,7 @@
 """One micro-batch: documents end to end in a flat row, nothing padded."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,9 +28,16 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same micro-batch on another device; pinned source memory makes the copy asynchronous."""
-        tensors = (self.input_ids, self.labels, self.position_ids, self.pixels)
-        ids, labels, positions, pixels = (x.to(device, non_blocking=True) for x in tensors)
-        return MicroBatch(ids, labels, positions, pixels, self.layout, self.keys)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> "MicroBatch":
+        """The same micro-batch in page-locked memory of the current CUDA device's host."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        names = ("input_ids", "labels", "position_ids", "pixels")
+        ids, labels, positions, pixels = (move(getattr(self, name)) for name in names)
+        return replace(self, input_ids=ids, labels=labels, position_ids=positions, pixels=pixels)
 
 
 def pack(

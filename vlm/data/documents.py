@@ -1,15 +1,18 @@
 """Samples to token documents, labelled segment by segment."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from shards.errors import BadInput
 from shards.sample import ImagePart, Message, Sample
-from vlm.data.template import IMAGE, ChatTemplate
+from vlm.data.pieces import DialogueEncoder
+from vlm.data.template import ChatTemplate
 
 IGNORE = -100
 
@@ -40,6 +43,12 @@ class Document:
         return int((self.labels != IGNORE).sum())
 
 
+def silent(key: str) -> Document:
+    """One token without a loss: takes part in a step in place of a sample that is not there."""
+    zero = np.zeros(1, dtype=np.int64)
+    return Document(key, zero, np.full_like(zero, IGNORE), zero, 0, (1,), 0)
+
+
 class Tokeniser:
     """Turns samples into documents with one tokenizer, one template and one image length.
 
@@ -59,44 +68,38 @@ class Tokeniser:
         if turns not in ("joint", "separate"):
             raise BadInput(f"data.turns: {turns!r} is not one of joint, separate")
         self.template, self.image_tokens, self.turns, self.max_length = template, image_tokens, turns, max_length
-        self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE))
-        self._encode = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+        self.tokenizer, self.encoder = tokenizer, DialogueEncoder(tokenizer, template, image_tokens)
+        self.image_id = self.encoder.image_id
 
-    def document(self, sample: Sample) -> Document:
-        """The training document of a sample, cut at `max_length` tokens."""
-        images = sum(isinstance(part, ImagePart) for m in sample.messages for part in m.content)
+    @cached_property
+    def digest(self) -> str:
+        """Identifies everything that a document depends on besides its sample."""
+        if isinstance(self.tokenizer, PreTrainedTokenizerFast):
+            tokenizer = self.tokenizer.backend_tokenizer.to_str()
+        else:
+            tokenizer = json.dumps([type(self.tokenizer).__name__, self.tokenizer.get_vocab()], sort_keys=True)
+        fields = [tokenizer, asdict(self.template), self.image_tokens, self.turns, self.max_length]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+    def document(self, sample: Sample, views: int = 1) -> Document:
+        """The training document of a sample, cut at `max_length` tokens; the tower sees an image as `views` images."""
+        images = views * sum(isinstance(part, ImagePart) for m in sample.messages for part in m.content)
         if self.turns == "separate":
-            return self._separate(sample, images)
-        ids, supervised = self._pieces(sample.messages)
-        return self._assemble(sample.key, [], [(ids, supervised)], images)
+            return self._separate(sample, images, views)
+        return self._assemble(sample.key, [], [self.encoder.encode(sample.messages, views=views)], images)
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def prompt(self, messages: Sequence[Message], views: int = 1) -> tuple[int, ...]:
         """Token ids of a dialogue that waits for the assistant, images expanded."""
-        pieces = self.template.render(messages, generation_prompt=True)
-        return tuple(i for piece in pieces for i in self._expand(self._encode(piece.text)))
+        return tuple(self.encoder.encode(messages, generation_prompt=True, views=views)[0])
 
-    def _pieces(self, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
-        ids: list[int] = []
-        supervised: list[bool] = []
-        for piece in self.template.render(messages):
-            tokens = self._expand(self._encode(piece.text))
-            ids += tokens
-            supervised += [piece.supervised] * len(tokens)
-        return ids, supervised
-
-    def _expand(self, ids: tuple[int, ...]) -> list[int]:
-        if self.image_id not in ids:
-            return list(ids)
-        return [t for i in ids for t in ([i] * self.image_tokens if i == self.image_id else [i])]
-
-    def _separate(self, sample: Sample, images: int) -> Document:
+    def _separate(self, sample: Sample, images: int, views: int) -> Document:
         first = sample.messages[0]
-        if first.role == "system" or images != 1 or not isinstance(first.content[0], ImagePart):
+        if first.role == "system" or images != views or not isinstance(first.content[0], ImagePart):
             raise BadInput(f"sample {sample.key}: data.turns=separate needs dialogues that open with one image")
         image, turns = first.content[0], []
         for question, answer in zip(sample.messages[::2], sample.messages[1::2], strict=True):
             text = tuple(part for part in question.content if not isinstance(part, ImagePart))
-            turns.append(self._pieces([Message("user", (image, *text)), answer]))
+            turns.append(self.encoder.encode([Message("user", (image, *text)), answer], views=views))
         # every turn starts with the same tokens up to and including the image: that is the prefix they share
         prefix = max(i for i, t in enumerate(turns[0][0]) if t == self.image_id) + 1
         segments = [(ids[prefix:], supervised[prefix:]) for ids, supervised in turns]
@@ -111,7 +114,10 @@ class Tokeniser:
             if room > 0:
                 kept.append((segment_ids[:room], flags[:room]))
                 room -= len(segment_ids)
-        if prefix.count(self.image_id) + sum(k[0].count(self.image_id) for k in kept) != images * self.image_tokens:
+        shown = prefix.count(self.image_id) + sum(k[0].count(self.image_id) for k in kept)
+        if shown > images * self.image_tokens:
+            raise BadInput(f"sample {key}: a text holds the image token; take it out")
+        if shown != images * self.image_tokens:
             raise BadInput(
                 f"sample {key}: data.max_length={self.max_length} cuts through an image of {self.image_tokens} tokens"
             )

@@ -1,20 +1,26 @@
-"""From the plan to micro-batches on the device: members read by offset, decoded ahead of the step."""
+"""From the plan to micro-batches on the device: members read by offset, tokenised and decoded ahead of the step."""
 
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
-from shards.dataset import ShardDataset
+from shards.ahead import cores
 from shards.errors import BadInput
-from vlm.data.batch import MicroBatch, filler, pack
-from vlm.data.documents import Document, Tokeniser
+from vlm.data.batch import MicroBatch, pack
+from vlm.data.cost import Cost
+from vlm.data.documents import Document, Tokeniser, silent
 from vlm.data.images import Pixels, flip_shift
+from vlm.data.lengths import Lengths, cache_folder, check_lengths, lengths_of
+from vlm.data.mixture import Corpus, SetConfig
 from vlm.data.plan import Plan, deal
+from vlm.data.skips import Skipped
+from vlm.data.waits import Waits
 
 
 @dataclass(kw_only=True)
@@ -23,6 +29,8 @@ class DataConfig:
 
     train: str = ""
     """Folder of the training shards."""
+    mix: list[SetConfig] = field(default_factory=list)
+    """Several folders instead: {path, epochs, weight} each."""
     template: str = ""
     """Chat template by name or YAML file; empty takes the model folder's."""
     turns: str = "joint"
@@ -37,70 +45,134 @@ class DataConfig:
     """Shards whose samples are shuffled together; 0 for all."""
     shift: int = 0
     """Augmentation: mirror images and shift them by up to so many pixels; 0 leaves them as they are."""
+    max_skipped: float = 0.001
+    """Share of the run's samples that may be left out because they cannot be read; 0 stops at the first."""
+    workers: int = 0
+    """Threads of each rank that read and decode; 0 for one a core, at most 4."""
+    ahead: int = 2
+    """Steps prepared ahead."""
+    cache: str = ""
+    """Folder that keeps the lengths of samples; empty for ruvlm/lengths in the user's cache."""
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.micro_batch_tokens, self.max_length) < 1:
-            raise BadInput("data.batch_size, data.micro_batch_tokens and data.max_length must be at least 1")
-        if min(self.window, self.shift) < 0:
-            raise BadInput("data.window and data.shift must be at least 0")
+        if min(self.batch_size, self.micro_batch_tokens, self.max_length, self.ahead) < 1:
+            raise BadInput(
+                "data.batch_size, data.micro_batch_tokens, data.max_length and data.ahead must be at least 1"
+            )
+        if min(self.window, self.shift, self.workers) < 0:
+            raise BadInput("data.window, data.shift and data.workers must be at least 0")
+        if not 0 <= self.max_skipped <= 1:
+            raise BadInput(f"data.max_skipped: {self.max_skipped} must be between 0 and 1")
+
+    @property
+    def threads(self) -> int:
+        """`workers`, chosen where it is 0."""
+        return self.workers or min(4, cores())
 
 
 @dataclass(frozen=True)
 class Step:
-    """One rank's share of an optimizer step. `supervised` counts the labels of the *global* batch."""
+    """One rank's share of an optimizer step. `samples`, `tokens` and `supervised` are of the *global* batch.
+
+    `skipped` are this rank's until `Skips.agree` has made them, and what they take from the counts, everybody's.
+    """
 
     index: int
     micro_batches: list[MicroBatch]
     samples: list[tuple[int, str]]
     tokens: int
     supervised: int
+    skipped: tuple[Skipped, ...] = ()
 
 
 class Source:
-    """The training set as documents: tokenised once, pixels decoded on demand."""
+    """The training samples: their lengths known from the start, text and pixels made on demand."""
 
     def __init__(self, config: DataConfig, tokeniser: Tokeniser, pixels: Pixels, seed: int) -> None:
-        self.dataset = ShardDataset.open(Path(config.train))
-        self.config, self.pixels, self.seed = config, pixels, seed
-        self.documents = [self._checked(tokeniser.document(sample)) for sample in self.dataset]
+        """BadInput where the set or a sample of it cannot train; `warnings` are lines about what looks wrong."""
+        self.config, self.tokeniser, self.pixels, self.seed = config, tokeniser, pixels, seed
+        self.dataset = Corpus.open(config.train, config.mix)
+        self.warnings: list[str] = []
+        parts = []
+        for each in self.dataset.sets:
+            part = lengths_of(each, tokeniser, pixels, cache_folder(config.cache))
+            self._refuse_silent(part, each.folder.as_posix(), each.keys)
+            self.warnings += check_lengths(part, tokeniser.image_tokens, tokeniser.max_length, each.folder.as_posix())
+            parts.append(part)
+        self.lengths = Lengths.join(parts)
 
-    def _checked(self, document: Document) -> Document:
-        if not document.supervised:
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def _refuse_silent(self, lengths: Lengths, folder: str, keys: list[str]) -> None:
+        without = np.flatnonzero(lengths.supervised == 0)
+        if len(without):
+            more = f" ({len(without) - 1} more like it)" if len(without) > 1 else ""
             raise BadInput(
-                f"{self.config.train}: sample {document.key} has no supervised token with data.template="
+                f"{folder}: sample {keys[without[0]]} has no supervised token with data.template="
                 f"{self.config.template or '(the model folder)'} and data.max_length={self.config.max_length}; "
-                "the loss would be 0: mend the template or raise data.max_length"
+                f"the loss would be 0{more}: mend the template or raise data.max_length"
             )
-        return document
 
-    def images(self, epoch: int, index: int) -> list[np.ndarray]:
-        """uint8 (3, H, W) pixels of a sample, augmented as (seed, epoch, index) say."""
-        image = self.dataset.read(index).image
-        if image is None:
-            return []
-        pixels = self.pixels.decode(image)
+    def document(self, index: int) -> Document:
+        """The tokenised sample; BadInput when it cannot be read."""
+        return self.load(0, index)[0]
+
+    def load(self, epoch: int, index: int) -> tuple[Document, list[np.ndarray]]:
+        """Document and pixels, uint8 (3, H, W) each, augmented as (seed, epoch, index) say; BadInput when damaged."""
+        sample = self.dataset.read(index)
+        pixels = [] if sample.image is None else list(self.pixels.views(sample.image))
+        document = self.tokeniser.document(sample, max(1, len(pixels)))
+        if len(document) != self.lengths.tokens[index] or document.supervised != self.lengths.supervised[index]:
+            raise RuntimeError(f"{document.key}: {len(document)} tokens, planned were {self.lengths.tokens[index]}")
         if self.config.shift:
-            pixels = flip_shift(pixels, np.random.default_rng([self.seed, epoch, index]), self.config.shift)
-        return [pixels]
+            rng = np.random.default_rng([self.seed, epoch, index])
+            pixels = [flip_shift(image, rng, self.config.shift) for image in pixels]
+        return document, pixels
+
+    def load_or_skip(self, epoch: int, index: int) -> tuple[Document, list[np.ndarray], Skipped | None]:
+        """As `load`; a sample that cannot be read is a silent token, no pixels, and the reason."""
+        try:
+            return *self.load(epoch, index), None
+        except BadInput as error:
+            key = self.dataset.key(index)
+            tokens, supervised = int(self.lengths.tokens[index]), int(self.lengths.supervised[index])
+            return silent(key), [], Skipped((epoch, key), f"{key}: {error}", tokens, supervised)
 
 
 class Loader:
-    """Yields this rank's `Step`s from `start` on; two steps are prepared ahead in a thread."""
+    """Yields this rank's `Step`s from `start` on, prepared ahead by threads, in pinned memory for a CUDA device."""
 
-    def __init__(self, source: Source, plan: Plan, rank: int, ranks: int, window: int | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        rank: int,
+        ranks: int,
+        window: int | None,
+        cost: Cost | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.source, self.plan, self.rank, self.ranks, self.window = source, plan, rank, ranks, window
+        self.cost, self.device = cost or Cost(), device
 
-    def steps(self, start: int, end: int, workers: int = 2, ahead: int = 2) -> Iterator[Step]:
-        """Steps `[start, end)` in order. An error in the preparing thread is raised here."""
-        ready: queue.Queue[Step | BaseException] = queue.Queue(ahead)
+    def steps(self, start: int, end: int) -> Iterator[Step]:
+        """Steps `[start, end)` in order. An error in the preparing thread is raised here.
+
+        Says once on stderr when the caller waits for more than a hundredth of its time.
+        """
+        ready: queue.Queue[Step | BaseException] = queue.Queue(self.source.config.ahead)
         stop = threading.Event()
-        thread = threading.Thread(target=self._fill, args=(ready, stop, start, end, workers), daemon=True)
+        thread = threading.Thread(target=self._fill, args=(ready, stop, start, end), daemon=True)
         thread.start()
+        waits = Waits()
         try:
             for _ in range(start, end):
-                step = ready.get()
+                step = waits.during(ready.get)
                 if isinstance(step, BaseException):
                     raise step
+                if waits.slow():
+                    print(self._slow_line(waits.share), file=sys.stderr, flush=True)
                 yield step
         finally:
             stop.set()
@@ -108,10 +180,11 @@ class Loader:
                 ready.get_nowait()
             thread.join()
 
-    def _fill(
-        self, ready: "queue.Queue[Step | BaseException]", stop: threading.Event, start: int, end: int, workers: int
-    ) -> None:
-        with ThreadPoolExecutor(workers) as pool:
+    def _fill(self, ready: "queue.Queue[Step | BaseException]", stop: threading.Event, start: int, end: int) -> None:
+        if self.device is not None and self.device.type == "cuda":
+            # a new thread starts on the first GPU, where pinning memory would open a context of every rank
+            torch.cuda.set_device(self.device)
+        with ThreadPoolExecutor(self.source.config.threads) as pool:
             for index in range(start, end):
                 try:
                     item: Step | BaseException = self.step(index, pool)
@@ -127,21 +200,33 @@ class Loader:
                     return
 
     def step(self, index: int, pool: ThreadPoolExecutor) -> Step:
-        """This rank's share of step `index`, made from nothing but the plan."""
-        batch = self.plan.batch(index)
-        documents = [self.source.documents[i] for _, i in batch]
-        dealt = deal([len(d) for d in documents], self.ranks, self.source.config.micro_batch_tokens)
-        shortest = min(range(len(batch)), key=lambda i: len(documents[i]))
-        rows = []
-        for places in dealt[self.rank]:
-            row = [documents[i] for i in places] or [filler(documents[shortest])]
-            images = pool.map(lambda i: self.source.images(*batch[i]), places or [shortest])
-            flat = [pixels for of_sample in images for pixels in of_sample]
-            rows.append(pack(row, flat, self.source.pixels.size, self.window))
+        """This rank's share of step `index`, made from nothing but the plan and the lengths."""
+        batch, lengths = self.plan.batch(index), self.source.lengths
+        indices = [i for _, i in batch]
+        tokens = lengths.tokens[indices]
+        costs = self.cost.of(tokens, lengths.images[indices])
+        limit = self.source.config.micro_batch_tokens
+        rows = deal(tokens.tolist(), self.ranks, limit, costs.tolist())[self.rank]
+        own = [place for row in rows for place in row]
+        loaded = dict(zip(own, pool.map(lambda place: self.source.load_or_skip(*batch[place]), own), strict=True))
         return Step(
             index=index,
-            micro_batches=rows,
-            samples=[(epoch, self.source.documents[i].key) for epoch, i in batch],
-            tokens=sum(len(d) for d in documents),
-            supervised=sum(d.supervised for d in documents),
+            micro_batches=[self._pack([loaded[place] for place in row]) for row in rows],
+            samples=[(epoch, self.source.dataset.key(i)) for epoch, i in batch],
+            tokens=int(tokens.sum()),
+            supervised=int(lengths.supervised[indices].sum()),
+            skipped=tuple(skipped for _, _, skipped in loaded.values() if skipped),
+        )
+
+    def _pack(self, row: list[tuple[Document, list[np.ndarray], Skipped | None]]) -> MicroBatch:
+        documents = [document for document, _, _ in row] or [silent("")]
+        pixels = [image for _, images, _ in row for image in images]
+        packed = pack(documents, pixels, self.source.pixels.size, self.window)
+        return packed.pin() if self.device is not None and self.device.type == "cuda" else packed
+
+    def _slow_line(self, share: float) -> str:
+        config = self.source.config
+        return (
+            f"data: rank {self.rank} waits for {100 * share:.1f} % of its time; give it more cores (it has {cores()}), "
+            f"raise data.workers (now {config.threads}) or data.ahead (now {config.ahead}), or use a faster disk"
         )
