@@ -5,20 +5,21 @@ ranks or on the ZeRO stage. A checkpoint exists once its MANIFEST.json does; `la
 """
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shards.errors import BadInput
 from shards.files import read_json, sync_folder, verify_manifest, write_atomic, write_json, write_manifest
-from vlm.engine import MOMENTS, Engine
+from vlm.engine import MOMENTS, Engine, all_reduce_sum
+from vlm.model.adapter import save_adapter
+from vlm.stop import Fault
 
 
 @dataclass(kw_only=True)
@@ -29,21 +30,39 @@ class CheckpointConfig:
     """Optimizer steps between two checkpoints; the last step always writes one."""
     keep: int = 2
     """Newest checkpoints that are kept; 0 keeps all."""
+    keep_every: int = 0
+    """Besides, keep those whose step is a multiple of this for good; 0 keeps none so."""
+    best: bool = True
+    """Besides, save and keep the one with the lowest held-out loss."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.keep < 0:
-            raise BadInput(f"checkpoint.every={self.every} must be at least 1, checkpoint.keep={self.keep} at least 0")
+        if self.every < 1 or min(self.keep, self.keep_every) < 0:
+            raise BadInput(
+                f"checkpoint.every={self.every} must be at least 1, checkpoint.keep={self.keep} and "
+                f"checkpoint.keep_every={self.keep_every} at least 0"
+            )
 
 
 @dataclass(frozen=True)
 class State:
-    """`state.json`: what a resumed run must agree with."""
+    """`state.json`: what a resumed run must agree with, and what it goes on from.
+
+    `updates` counts the steps that changed weights: fewer than `step` where a gradient was not finite. `evaluated` is
+    the last step whose held-out loss is known, `best_step` that of the lowest one, `best_loss`.
+    """
 
     step: int
     plan: str
     base: str
     seed: int
     supervised_tokens: int
+    updates: int = 0
+    skipped: int = 0
+    nonfinite: int = 0
+    evaluated: int = 0
+    best_step: int = 0
+    best_loss: float | None = None
+    loss_scale: dict[str, float] = field(default_factory=dict)
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -51,11 +70,18 @@ def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def newest(run: Path) -> Path | None:
-    """The newest checkpoint whose every digest is right; damaged and unfinished ones are passed over."""
+def newest(run: Path, damaged: list[str] | None = None) -> Path | None:
+    """The newest checkpoint whose every digest is right; damaged and unfinished ones are passed over.
+
+    `damaged` takes one line for each damaged one, with the file's name.
+    """
     for folder in sorted((run / "checkpoints").glob("step-????????"), reverse=True):
-        if (folder / "MANIFEST.json").exists() and not verify_manifest(folder):
-            return folder
+        if (folder / "MANIFEST.json").exists():
+            problems = verify_manifest(folder)
+            if not problems:
+                return folder
+            if damaged is not None:
+                damaged.append(f"{folder}: {problems[0]}")
     return None
 
 
@@ -64,16 +90,35 @@ def read_state(folder: Path) -> State:
     return State(**read_json(folder / "state.json"))
 
 
-def save(model: nn.Module, run: Path, state: State, keep: int) -> Path:
-    """Write a checkpoint; collective, every rank must call it. Returns its folder."""
+def save(model: nn.Module, run: Path, state: State, config: CheckpointConfig) -> Path:
+    """Write a checkpoint; collective, every rank must call it. Returns its folder.
+
+    Raises Fault on every rank where the disk took it not: the checkpoints before it stand.
+    """
     gathered = gather_trainable(model)
     folder = step_folder(run, state.step)
-    if dist.get_rank() == 0:
+    problem = _commit(model, gathered, folder, state, config) if dist.get_rank() == 0 else None
+    if all_reduce_sum(float(problem is not None)):
+        # the other ranks know only that it failed
+        raise Fault(f"{folder}: the checkpoint could not be written{f': {problem}' if problem else ', see rank 0'}")
+    return folder
+
+
+def _commit(
+    model: nn.Module, gathered: dict[str, Tensor], folder: Path, state: State, config: CheckpointConfig
+) -> str | None:
+    """What the disk or file system objected to, or None."""
+    try:
         _write(model, gathered, folder, state)
         write_atomic(folder.parent / "latest", folder.name + "\n")
-        _prune(folder.parent, keep, folder.name)
-    dist.barrier()
-    return folder
+        if state.best_step == state.step:
+            write_atomic(folder.parent / "best", folder.name + "\n")
+        _prune(folder.parent, config, folder.name, state.best_step)
+    except (OSError, SafetensorError) as error:
+        if not (folder / "MANIFEST.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        return str(error)
+    return None
 
 
 def _write(model: nn.Module, gathered: dict[str, Tensor], folder: Path, state: State) -> None:
@@ -93,27 +138,17 @@ def save_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> 
 
     Or `model.safetensors` for projector and full training.
     """
-    peft = next((m for m in model.modules() if isinstance(m, PeftModel)), None)
-    if peft is None:
+    if not save_adapter(model, weights, folder):
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    prefix = next(n for n, m in model.named_modules() if m is peft)
-    full = {n.removeprefix(f"{prefix}."): t for n, t in weights.items()}
-    # buffers that PEFT's own filter looks up beside the trainable weights
-    full |= {n: t for n, t in peft.state_dict().items() if n not in full}
-    (folder / "adapter").mkdir(exist_ok=True)
-    adapter = get_peft_model_state_dict(peft, state_dict=full, save_embedding_layers=False)
-    save_file({n: t.contiguous() for n, t in adapter.items()}, folder / "adapter" / "adapter_model.safetensors")
-    config = peft.peft_config["default"]
-    training, config.inference_mode = config.inference_mode, True
-    config.save_pretrained(str(folder / "adapter"))
-    config.inference_mode = training
 
 
-def _prune(folder: Path, keep: int, newest: str) -> None:
+def _prune(folder: Path, config: CheckpointConfig, newest: str, best_step: int) -> None:
     # what is numbered above the newest was damaged, or the run would have resumed from it
     whole = [p for p in sorted(folder.glob("step-????????")) if (p / "MANIFEST.json").exists() and p.name <= newest]
-    for old in whole[:-keep] if keep else []:
+    for old in whole[: -config.keep] if config.keep else []:
+        step = int(old.name.removeprefix("step-"))
+        if (config.best and step == best_step) or (config.keep_every and step % config.keep_every == 0):
+            continue
         # the marker goes first: a half-deleted checkpoint must not look whole
         (old / "MANIFEST.json").unlink()
         shutil.rmtree(old)
@@ -162,10 +197,10 @@ def load_parameters(model: nn.Module, folder: Path) -> None:
                 parameter.copy_(tensor)
 
 
-def load_optimizer(engine: Engine, model: nn.Module, folder: Path, step: int) -> None:
-    """Restore float32 weights and AdamW's moments after `step` optimizer steps, for any world size and ZeRO stage."""
+def load_optimizer(engine: Engine, model: nn.Module, folder: Path, updates: int) -> None:
+    """Restore float32 weights and AdamW's moments after `updates` steps, for any world size and ZeRO stage."""
     saved = load_file(folder / "optimizer" / "state.safetensors")
-    engine.set_steps_done(step)
+    engine.set_steps_done(updates)
     for name, parameter in _trainable(model):
         _set(parameter, saved[f"{name}/param"], None)
         for key in MOMENTS:

@@ -20,6 +20,7 @@ from vlm.checkpoint import CheckpointConfig
 from vlm.data.loader import DataConfig
 from vlm.engine import EngineConfig
 from vlm.eval.config import EvalConfig
+from vlm.heldout import HeldoutConfig
 from vlm.model.adapter import AdapterConfig
 from vlm.model.load import ModelConfig
 from vlm.optim import OptimConfig
@@ -44,6 +45,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    heldout: HeldoutConfig = field(default_factory=HeldoutConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     translate: TranslateConfig = field(default_factory=TranslateConfig)
 

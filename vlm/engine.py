@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ class EngineConfig:
     """Ranks that `vlm train` starts on this machine when no launcher did."""
     threads: int = 0
     """CPU threads a rank computes with; 0 leaves torch's choice."""
+    watchdog: float = 20.0
+    """End a job that has done nothing for so many median steps, with all ranks' stacks in the log; 0 never does."""
+    watchdog_seconds: float = 600.0
+    """The shortest silence that ends a job."""
+    window: int = 20
+    """Steps after which the ranks' speeds are compared; one that is slow in three windows in a row is named."""
+    tensorboard: bool = False
+    """Write the step events to RUN/tensorboard too; needs the extra `tensorboard`."""
+
+    def __post_init__(self) -> None:
+        if self.watchdog < 0 or self.watchdog_seconds <= 0 or self.window < 1:
+            raise BadInput("engine: watchdog from 0 on, watchdog_seconds above 0, window from 1 on")
 
 
 def deepspeed_config(config: EngineConfig, optim: OptimConfig, dtype: str, world: int) -> dict[str, Any]:
@@ -55,8 +68,6 @@ def deepspeed_config(config: EngineConfig, optim: OptimConfig, dtype: str, world
             raise BadInput(f"{path}: key {key!r} is filled in from the recipe; remove it there")
     if content.get("zero_optimization", {}).get("stage") not in (1, 2, 3):
         raise BadInput(f"{path}: zero_optimization.stage must be 1, 2 or 3")
-    if dtype == "float16":
-        raise BadInput("model.dtype: float16 training would lose its loss scale on resume; use bfloat16 or float32")
     return {
         **content,
         "train_micro_batch_size_per_gpu": 1,
@@ -65,6 +76,8 @@ def deepspeed_config(config: EngineConfig, optim: OptimConfig, dtype: str, world
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optim.grad_clip,
         "bf16": {"enabled": dtype == "bfloat16"},
+        # dynamic loss scaling from 2^16; the scale travels in a checkpoint's state.json
+        "fp16": {"enabled": dtype == "float16", "loss_scale": 0},
         "steps_per_print": 10**9,
     }
 
@@ -95,6 +108,7 @@ def start_world(config: EngineConfig) -> World:
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class Engine:
@@ -102,7 +116,10 @@ class Engine:
 
     def __init__(self, model: nn.Module, config: dict[str, Any], optim: OptimConfig) -> None:
         import deepspeed
+        from deepspeed.accelerator import get_accelerator
 
+        if config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
+            raise BadInput("model.dtype: this device does not compute in float16; use bfloat16 or float32")
         self.names = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = make_optimizer(model, optim)
         self.ds, *_ = deepspeed.initialize(
@@ -146,16 +163,47 @@ class Engine:
         self.ds.backward(loss_sum * (dist.get_world_size() / supervised))
 
     def step(self) -> float:
-        """Apply the optimizer; returns the global gradient norm before clipping."""
+        """Apply the optimizer; returns the global gradient norm before clipping.
+
+        Where it is not finite, DeepSpeed drops the gradients and leaves every weight and moment as it was.
+        """
         self.ds.step()
         norm = self.ds.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step changed nothing because a gradient was not finite; the same on all ranks."""
+        return bool(self.ds.optimizer.overflow)
+
+    def loss_scale(self) -> dict[str, float]:
+        """State of the dynamic loss scale; empty unless training is in float16."""
+        scaler = self.ds.optimizer.loss_scaler
+        return {name: getattr(scaler, name) for name in _SCALE} if scaler.dynamic else {}
+
+    def set_loss_scale(self, state: dict[str, float]) -> None:
+        """Go on from a saved loss scale."""
+        for name, value in state.items():
+            if name in _SCALE and self.ds.optimizer.loss_scaler.dynamic:
+                setattr(self.ds.optimizer.loss_scaler, name, value)
+
 
 def all_reduce_sum(value: float) -> float:
     """Sum of a number over ranks."""
-    total = torch.tensor([value], dtype=torch.float64)
+    return all_reduce_sums([value])[0]
+
+
+def all_reduce_sums(values: Sequence[float]) -> list[float]:
+    """Sums of several numbers over ranks, in one reduction."""
+    total = torch.tensor(values, dtype=torch.float64)
     if torch.cuda.is_available():
         total = total.cuda()
     dist.all_reduce(total)
-    return float(total)
+    return [float(value) for value in total]
+
+
+def gather_floats(value: float) -> list[float]:
+    """A number of every rank, by rank."""
+    mine = [0.0] * dist.get_world_size()
+    mine[dist.get_rank()] = value
+    return all_reduce_sums(mine)

@@ -25,14 +25,15 @@ import torch
 from torch import nn
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
-from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from vlm.config import Recipe
 from vlm.data.documents import Document, Tokeniser
+from vlm.data.mixture import Corpus
 from vlm.data.plan import Plan
 from vlm.data.template import load_template
 from vlm.engine import CONFIGS, deepspeed_config
 from vlm.model.adapter import PROJECTOR, trainable
+from vlm.model.adapters.quantised import BYTES
 from vlm.model.assemble import Assembly
 from vlm.model.load import DTYPES, load_tokenizer, sliding_window
 
@@ -124,10 +125,10 @@ def estimate(recipe: Recipe, ranks: int, tflops: float = A100_TFLOPS) -> Estimat
     folder = Path(recipe.model.base)
     if not recipe.model.base or not (folder / "config.json").exists():
         raise BadInput(f"model.base: {recipe.model.base or '(empty)'} is no model folder; make one with `vlm assemble`")
-    if not recipe.data.train:
-        raise BadInput("data.train: empty; name the folder of the training shards")
-    dataset = ShardDataset.open(Path(recipe.data.train))
-    plan = Plan(tuple(dataset.shard_sizes), recipe.data.batch_size, recipe.optim.epochs, recipe.seed)
+    dataset = Corpus.open(recipe.data.train, recipe.data.mix)
+    plan = Plan(
+        tuple(dataset.shard_sizes), recipe.data.batch_size, recipe.optim.epochs, recipe.seed, parts=dataset.parts
+    )
     steps = min(plan.steps, recipe.optim.max_steps or plan.steps)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     assembly = Assembly.read(folder)
@@ -161,7 +162,10 @@ def count_parameters(recipe: Recipe, config: Any, assembly: Assembly) -> Paramet
         owners = name.split(".")
         # PEFT keeps the projector as it was beside the one that it trains, and never runs it
         if isinstance(module, nn.Linear | nn.Conv2d) and "original_module" not in owners:
-            part = next(part for part in _PARTS if part in owners)
+            # the network that makes p-tuning's virtual tokens runs on them alone, once a row
+            part = next((part for part in _PARTS if part in owners), None)
+            if part is None:
+                continue
             frozen, trained = linear[part]
             size, learns = module.weight.numel(), module.weight.requires_grad
             linear[part] = (frozen, trained + size) if learns else (frozen + size, trained)
@@ -186,7 +190,7 @@ def flop_per_sample(parameters: Parameters, lengths: Lengths, config: Any) -> fl
     return float(language + attention + head + lengths.images * (tower + projector))
 
 
-def _lengths(recipe: Recipe, dataset: ShardDataset, folder: Path, assembly: Assembly) -> Lengths:
+def _lengths(recipe: Recipe, dataset: Corpus, folder: Path, assembly: Assembly) -> Lengths:
     template = load_template(recipe.data.template or assembly.template)
     tokeniser = Tokeniser(
         load_tokenizer(folder), template, assembly.image_tokens, recipe.data.turns, recipe.data.max_length
@@ -214,7 +218,8 @@ def _memory_of(recipe: Recipe, name: str, parameters: Parameters, ranks: int) ->
     engine = replace(recipe.engine, deepspeed=name)
     zero = deepspeed_config(engine, recipe.optim, recipe.model.dtype, ranks).get("zero_optimization", {})
     stage, item = zero.get("stage", 0), DTYPES[recipe.model.dtype].itemsize
-    weights = parameters.total * item // (ranks if stage >= 3 else 1)
+    small = parameters.linear["language_model"][0] if recipe.adapter.quantises else 0
+    weights = int((parameters.total - small) * item + small * BYTES) // (ranks if stage >= 3 else 1)
     gradients = parameters.trained * item // (ranks if stage >= 2 else 1)
     optimizer = parameters.trained * _OPTIMIZER_BYTES // (ranks if stage >= 1 else 1)
     weights = 0 if zero.get("offload_param", {}).get("device", "none") != "none" else weights

@@ -1,5 +1,6 @@
 """What a run tells the world: append-only events, one heartbeat file a rank, progress on the screen."""
 
+import errno
 import json
 import os
 import socket
@@ -26,6 +27,10 @@ class Events:
             fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 os.write(fd, line.encode())
+            except OSError as error:
+                # a full disk must not end the run before a save has said so
+                if error.errno != errno.ENOSPC:
+                    raise
             finally:
                 os.close(fd)
 
@@ -66,10 +71,16 @@ class Heartbeat:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rank, self._last = rank, 0.0
 
-    def beat(self, step: int) -> None:
-        """Say that this rank has finished `step` steps."""
+    def beat(self, step: int, seconds: float | None = None) -> None:
+        """Say that this rank has finished `step` steps, and how long its own computing took in the last."""
         now = time.time()
         if now - self._last >= 1:
             self._last = now
             state = {"rank": self.rank, "pid": os.getpid(), "host": socket.gethostname(), "step": step, "time": now}
-            write_atomic(self.path, json.dumps(state))
+            if seconds is not None:
+                state["seconds"] = round(seconds, 4)
+            try:
+                write_atomic(self.path, json.dumps(state))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration
 
 from shards.dataset import ShardDataset
 from shards.errors import BadInput
@@ -18,7 +17,7 @@ from vlm.data.images import Pixels
 from vlm.data.template import load_template
 from vlm.eval.run import adapter_folder
 from vlm.export import write_model
-from vlm.model.adapter import load_adapter
+from vlm.model.adapter import load_adapter, merged
 from vlm.model.assemble import Assembly, weights_digest
 from vlm.model.load import load_model, load_tokenizer, model_folder, sliding_window
 from vlm.model.packed import PackedLlava
@@ -56,10 +55,10 @@ def merge(recipe: Recipe, out: Path) -> Proof:
     pixels = Pixels.of(folder)
     with_adapter = load_adapter(load_model(folder, recipe.model.dtype, packed=True), adapter)
     before = _logits(PackedLlava(with_adapter, pixels), rows)
-    merged: LlavaForConditionalGeneration = with_adapter.merge_and_unload()
-    after = _logits(PackedLlava(merged, pixels), rows)
+    plain = merged(with_adapter)
+    after = _logits(PackedLlava(plain, pixels), rows)
     proof = _compare(recipe, folder, adapter, before, after)
-    write_model(merged, folder, out, _card(recipe, proof), {"merge.json": json.dumps(asdict(proof), indent=1) + "\n"})
+    write_model(plain, folder, out, _card(recipe, proof), {"merge.json": json.dumps(asdict(proof), indent=1) + "\n"})
     return proof
 
 

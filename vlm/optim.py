@@ -9,6 +9,8 @@ from torch import nn
 from shards.errors import BadInput
 from vlm.model.adapter import NEW_TOKENS, PROJECTOR
 
+SCHEDULES = ("cosine", "linear", "constant")
+
 
 @dataclass(kw_only=True)
 class OptimConfig:
@@ -27,7 +29,7 @@ class OptimConfig:
     warmup: float = 0.03
     """Share of the steps with a rising learning rate."""
     schedule: str = "cosine"
-    """cosine or constant, after the warm-up."""
+    """cosine, linear (both down to 0) or constant, after the warm-up."""
     beta1: float = 0.9
     """AdamW's first moment decay."""
     beta2: float = 0.999
@@ -36,18 +38,22 @@ class OptimConfig:
     """AdamW's decay, on matrices only; vectors and embeddings never decay."""
     grad_clip: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    max_nonfinite: int = 5
+    """Give up after so many steps in a row whose loss or gradient is not finite; none of them updates a weight."""
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("cosine", "constant"):
-            raise BadInput(f"optim.schedule: {self.schedule!r} is not one of cosine, constant")
+        if self.schedule not in SCHEDULES:
+            raise BadInput(f"optim.schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
         if self.lr <= 0 or self.epochs <= 0:
             raise BadInput(f"optim.lr={self.lr}, optim.epochs={self.epochs}: both must be above 0")
         if (
-            min(self.max_steps, self.grad_clip, self.weight_decay, self.projector_lr, self.token_lr) < 0
+            self.max_nonfinite < 1
+            or min(self.max_steps, self.grad_clip, self.weight_decay, self.projector_lr, self.token_lr) < 0
             or not 0 <= self.warmup <= 1
         ):
             raise BadInput(
-                "optim: max_steps, grad_clip, weight_decay, projector_lr, token_lr from 0 on, warmup from 0 to 1"
+                "optim: max_steps, grad_clip, weight_decay, projector_lr, token_lr from 0 on, warmup from 0 to 1, "
+                "max_nonfinite from 1 on"
             )
 
 
@@ -58,7 +64,8 @@ def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
         return (step + 1) / warmup
     if config.schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    done = (step - warmup) / max(1, steps - warmup)
+    return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:

@@ -1,34 +1,44 @@
 """A stop asked for by signal, agreed on by all ranks, obeyed after a checkpoint.
 
-Slurm sends SIGUSR2 before the time limit (`--signal`) and SIGTERM at preemption, not to every rank at the same moment,
-so ranks agree by a reduction at the end of each step.
+Slurm sends SIGUSR2 before the time limit (`--signal`; some sites SIGUSR1) and SIGTERM at preemption, not to every rank
+at the same moment, so ranks agree by a reduction at each micro-batch. Imports nothing heavy: a signal that comes while
+libraries still load must find its handler.
 """
 
 import signal
 import threading
 from types import FrameType
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+
+_asked = threading.Event()
 
 
 class Requeue(Exception):
     """The work stopped on request with its state saved; the same command goes on from there."""
 
 
-class StopRequest:
-    """Catches the stop signals from its construction on."""
+class Fault(Exception):
+    """The work ended itself for a reason that a person must see to; the message is one clear line."""
 
-    def __init__(self) -> None:
-        self.asked = False
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._ask)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+def listen() -> None:
+    """Take note of stop signals from now on; no-op outside the main thread."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _ask)
 
-    def agreed(self) -> bool:
-        """Whether any rank has been asked to stop. Collective."""
-        from vlm.engine import all_reduce_sum
 
-        return all_reduce_sum(float(self.asked)) > 0
+def _ask(number: int, frame: FrameType | None) -> None:
+    _asked.set()
+
+
+def asked() -> bool:
+    """Whether a stop signal has reached this process."""
+    return _asked.is_set()
+
+
+def obey() -> Requeue:
+    """The exception to raise now that the work is saved; the request counts as met."""
+    _asked.clear()
+    return Requeue()

@@ -7,8 +7,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,37 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 
-from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from shards.files import write_json
 from vlm import checkpoint
 from vlm.checkpoint import State
 from vlm.config import Recipe
+from vlm.data.cost import Cost
 from vlm.data.documents import Tokeniser
 from vlm.data.images import Pixels
-from vlm.data.loader import Loader, Source, Step
+from vlm.data.loader import Loader, Source
+from vlm.data.mixture import Corpus
 from vlm.data.plan import Plan
+from vlm.data.skips import Skips
 from vlm.data.template import load_template
 from vlm.engine import Engine, all_reduce_sum, deepspeed_config, start_world
+from vlm.estimate import estimate
 from vlm.events import Events, Heartbeat, read_events
+from vlm.heldout import Heldout
+from vlm.lock import only_training
+from vlm.loop import Training
 from vlm.model.adapter import trainable
 from vlm.model.alignment import parallel_texts, start_at_translations
 from vlm.model.assemble import Assembly, weights_digest
 from vlm.model.attention import choose_backend
+from vlm.model.blocks import prepare_blocks
 from vlm.model.load import DTYPES, load_model, load_tokenizer, model_folder, sliding_window
 from vlm.model.packed import PackedLlava
-from vlm.optim import set_learning_rate
-from vlm.stop import Requeue, StopRequest
-from vlm.world import World
+from vlm.speed import Work, peak_tflops
+from vlm.stop import listen
+from vlm.tensorboard import Board, require_extra
+from vlm.watchdog import Watchdog
+from vlm.world import World, find_world
 
 VERSIONS = ("torch", "deepspeed", "transformers", "peft", "webdataset", "submitit", "omegaconf")
 
@@ -49,19 +58,37 @@ def train(recipe: Recipe) -> Path:
     Every rank calls this. Raises BadInput before a process group is joined where the recipe cannot work, and
     Requeue after a checkpoint when a signal asked for the end.
     """
-    stopping = StopRequest()
+    listen()
+    world = find_world()
+    with ExitStack() as held:
+        if world is None or world.rank == 0:
+            held.enter_context(only_training(Path(recipe.run)))
+        return _train(recipe, held)
+
+
+def _train(recipe: Recipe, held: ExitStack) -> Path:
     folder = model_folder(recipe.model)
     source = _source(recipe, folder)
+    heldout = _heldout(recipe, folder)
     plan = _plan(recipe, source.dataset)
-    run = Path(recipe.run)
-    resumed = checkpoint.newest(run)
+    run, damaged = Path(recipe.run), list[str]()
+    resumed = checkpoint.newest(run, damaged)
     state = _resume_state(resumed, plan, recipe)
     world = start_world(recipe.engine)
     if all_reduce_sum(state.step) != state.step * world.size:
         raise RuntimeError(f"{run}: ranks see different newest checkpoints, this one step {state.step}")
-    if resumed and state.step >= _steps(recipe, plan):
+    steps = _steps(recipe, plan)
+    if resumed and state.step >= steps:
         return resumed
     events = _open_run(recipe, run, world)
+    for warning in source.warnings if world.rank == 0 else ():
+        print(f"vlm: {warning}", file=sys.stderr, flush=True)
+    for problem in damaged if world.rank == 0 else ():
+        events.write("damaged", problem=problem)
+        print(f"vlm: {problem}; this checkpoint is passed over", file=sys.stderr, flush=True)
+    watchdog = Watchdog(run, world.rank, world.size, recipe.engine.watchdog, recipe.engine.watchdog_seconds)
+    watchdog.hung = lambda silent: events.write("hang", silent_ranks=silent)
+    held.enter_context(watchdog)
     model = _build(recipe, folder, source)
     if resumed:
         checkpoint.load_parameters(model, resumed)
@@ -69,13 +96,19 @@ def train(recipe: Recipe) -> Path:
     engine = Engine(model, config, recipe.optim)
     backend = choose_backend(recipe.model.attention, engine.device, DTYPES[recipe.model.dtype])
     if resumed:
-        checkpoint.load_optimizer(engine, model, resumed, state.step)
-    steps = _steps(recipe, plan)
+        checkpoint.load_optimizer(engine, model, resumed, state.updates)
+        engine.set_loss_scale(state.loss_scale)
     events.write(
         "start", step=state.step, steps=steps, ranks=world.size, attention=backend, samples=plan.total, plan=plan.digest
     )
-    loader = Loader(source, plan, world.rank, world.size, sliding_window(folder))
-    training = _Training(recipe, engine, model, plan, steps, events, Heartbeat(run, world.rank), stopping)
+    window = sliding_window(folder)
+    skips = Skips(recipe.data.max_skipped, plan.samples, state.skipped)
+    training = Training(recipe, engine, model, plan, steps, events, Heartbeat(run, world.rank), watchdog, window, skips)
+    training.heldout, training.work = heldout, _work(recipe)
+    if recipe.engine.tensorboard and world.rank == 0:
+        training.board = held.enter_context(closing(Board(run, state.step)))
+    tower = any(p.requires_grad for name, p in model.named_parameters() if "vision_tower" in name.split("."))
+    loader = Loader(source, plan, world.rank, world.size, window, Cost.of_model(folder, tower), engine.device)
     last = training.loop(loader, state)
     events.write("end", step=steps)
     dist.barrier()
@@ -84,43 +117,63 @@ def train(recipe: Recipe) -> Path:
 
 def check(recipe: Recipe) -> None:
     """Raise BadInput where `train` would, without joining a process group."""
-    source = _source(recipe, model_folder(recipe.model))
+    folder = model_folder(recipe.model)
+    source = _source(recipe, folder)
+    _heldout(recipe, folder)
+    if recipe.engine.tensorboard:
+        require_extra()
     _resume_state(checkpoint.newest(Path(recipe.run)), _plan(recipe, source.dataset), recipe)
     deepspeed_config(recipe.engine, recipe.optim, recipe.model.dtype, recipe.engine.ranks)
 
 
 def finished(recipe: Recipe) -> bool:
     """Whether the run's newest checkpoint is the last step of just this recipe."""
-    plan = _plan(recipe, ShardDataset.open(Path(recipe.data.train)))
+    plan = _plan(recipe, Corpus.open(recipe.data.train, recipe.data.mix))
     folder = checkpoint.newest(Path(recipe.run))
     return folder is not None and _resume_state(folder, plan, recipe).step >= _steps(recipe, plan)
 
 
 def _source(recipe: Recipe, folder: Path) -> Source:
-    if not recipe.data.train:
-        raise BadInput("data.train: empty; name the folder of the training shards")
+    return Source(recipe.data, _tokeniser(recipe, folder), Pixels.of(folder), recipe.seed)
+
+
+def _heldout(recipe: Recipe, folder: Path) -> Heldout | None:
+    if not recipe.heldout.data:
+        return None
+    return Heldout(recipe.heldout, recipe.data, _tokeniser(recipe, folder), Pixels.of(folder))
+
+
+def _tokeniser(recipe: Recipe, folder: Path) -> Tokeniser:
     assembly = Assembly.read(folder)
     template = load_template(recipe.data.template or assembly.template)
-    tokeniser = Tokeniser(
-        load_tokenizer(folder), template, assembly.image_tokens, recipe.data.turns, recipe.data.max_length
-    )
-    return Source(recipe.data, tokeniser, Pixels.of(folder), recipe.seed)
+    return Tokeniser(load_tokenizer(folder), template, assembly.image_tokens, recipe.data.turns, recipe.data.max_length)
+
+
+def _work(recipe: Recipe) -> Work | None:
+    """What a sample takes, where the GPU's peak is known."""
+    peak = peak_tflops(recipe.model.dtype)
+    return Work(estimate(recipe, 1).tflop_per_sample, 0.0, peak) if peak else None
 
 
 def _steps(recipe: Recipe, plan: Plan) -> int:
     return min(plan.steps, recipe.optim.max_steps or plan.steps)
 
 
-def _plan(recipe: Recipe, dataset: ShardDataset) -> Plan:
+def _plan(recipe: Recipe, dataset: Corpus) -> Plan:
     data = recipe.data
     template = asdict(load_template(data.template)) if data.template else ""
-    learning = [{**asdict(recipe.optim), "max_steps": 0}, asdict(recipe.adapter), recipe.model.dtype]
+    learning = [
+        {**asdict(recipe.optim), "max_steps": 0, "max_nonfinite": 0},
+        asdict(recipe.adapter),
+        recipe.model.dtype,
+    ]
     return Plan(
         shard_sizes=tuple(dataset.shard_sizes),
         batch_size=data.batch_size,
         epochs=recipe.optim.epochs,
         seed=recipe.seed,
         window=data.window,
+        parts=dataset.parts,
         bound=json.dumps([dataset.digest, template, data.turns, data.max_length, data.shift, learning]),
     )
 
@@ -153,9 +206,11 @@ def describe_run() -> dict[str, Any]:
 def _build(recipe: Recipe, folder: Path, source: Source) -> PackedLlava:
     torch.manual_seed(recipe.seed)
     assembly = Assembly.read(folder)
-    model = trainable(load_model(folder, recipe.model.dtype, packed=True), recipe.adapter, assembly)
-    if isinstance(model, PeftModel) and recipe.adapter.new_tokens and recipe.adapter.align_tokens:
-        texts = parallel_texts(source.dataset)
+    llava = load_model(folder, recipe.model.dtype, packed=True)
+    prepare_blocks(llava, recipe.model.checkpoint_blocks, recipe.model.compile_blocks, recipe.model.liger)
+    model = trainable(llava, recipe.adapter, assembly)
+    if isinstance(model, PeftModel) and recipe.adapter.aligns_tokens:
+        texts = sorted({pair for each in source.dataset.sets for pair in parallel_texts(each)})
         start_at_translations(model, load_tokenizer(folder), texts, assembly.new_token_ids)
     return PackedLlava(model, source.pixels)
 
@@ -173,72 +228,6 @@ def _resume_state(folder: Path | None, plan: Plan, recipe: Recipe) -> State:
     else:
         return state
     raise BadInput(f"{folder}: was trained with {what}; use another run directory or remove its checkpoints")
-
-
-@dataclass
-class _Training:
-    recipe: Recipe
-    engine: Engine
-    model: PackedLlava
-    plan: Plan
-    steps: int
-    events: Events
-    heartbeat: Heartbeat
-    stopping: StopRequest
-
-    def loop(self, loader: Loader, state: State) -> Path:
-        """Steps from `state` on; returns the last checkpoint's folder."""
-        folder = Path()
-        waiting = time.perf_counter()
-        for step in loader.steps(state.step, self.steps):
-            waited = time.perf_counter() - waiting
-            measured = self.step(step)
-            seconds = time.perf_counter() - waiting
-            state = replace(state, step=step.index + 1, supervised_tokens=state.supervised_tokens + step.supervised)
-            self.report(step, measured, seconds, waited)
-            stop = self.stopping.agreed()
-            if stop or state.step == self.steps or state.step % self.recipe.checkpoint.every == 0:
-                run, keep = Path(self.recipe.run), self.recipe.checkpoint.keep
-                folder = checkpoint.save(self.model, run, state, keep)
-                self.events.write("checkpoint", step=state.step, folder=folder.name)
-            if stop and state.step < self.steps:
-                self.events.write("stop", step=state.step)
-                raise Requeue
-            waiting = time.perf_counter()
-        return folder
-
-    def step(self, step: Step) -> dict[str, float]:
-        """One optimizer step. `loss` is per supervised token of the global batch."""
-        # dropout depends on seed, step and rank alone, so a resumed run draws the same numbers
-        torch.manual_seed(hash((self.recipe.seed, step.index, dist.get_rank())))
-        rate = set_learning_rate(self.engine.optimizer, self.recipe.optim, step.index, self.plan.steps)
-        total = 0.0
-        for i, micro_batch in enumerate(step.micro_batches):
-            loss_sum = self.engine.ds(micro_batch.to(self.engine.device))
-            self.engine.backward(loss_sum, step.supervised, last=i + 1 == len(step.micro_batches))
-            total += float(loss_sum.detach())
-        norm = self.engine.step()
-        return {"loss": all_reduce_sum(total) / step.supervised, "grad_norm": norm, "lr": rate}
-
-    def report(self, step: Step, measured: dict[str, float], seconds: float, waited: float) -> None:
-        """Event, heartbeat and log line of a step."""
-        done, speed = step.index + 1, step.tokens / seconds
-        self.events.write(
-            "step",
-            step=done,
-            epoch=round(done / self.plan.steps * self.recipe.optim.epochs, 4),
-            **measured,
-            samples=len(step.samples),
-            tokens=step.tokens,
-            supervised_tokens=step.supervised,
-            seconds=round(seconds, 4),
-            data_wait_seconds=round(waited, 4),
-            tokens_per_second=round(speed, 1),
-        )
-        self.heartbeat.beat(done)
-        if dist.get_rank() == 0 and (done % 10 == 0 or done in (1, self.steps)):
-            line = f"step {done}/{self.steps} loss {measured['loss']:.4f} lr {measured['lr']:.2e}"
-            print(f"{self.recipe.name}: {line} {speed:,.0f} tokens/s", flush=True)
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -61,12 +61,14 @@ def test_shipped_configs_are_completed_from_the_recipe(name: str) -> None:
         1,
         0.7,
     )
-    assert config["bf16"]["enabled"]
+    assert config["bf16"]["enabled"] and not config["fp16"]["enabled"]
+    half = deepspeed_config(EngineConfig(deepspeed=name), OptimConfig(), "float16", 8)
+    assert half["fp16"] == {"enabled": True, "loss_scale": 0} and not half["bf16"]["enabled"]
 
 
 def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="float16 training"):
-        deepspeed_config(EngineConfig(), OptimConfig(), "float16", 1)
+    with pytest.raises(BadInput, match="not one of cosine, linear, constant"):
+        OptimConfig(schedule="polynomial")
     (tmp_path / "mine.json").write_text("{}")
     with pytest.raises(BadInput, match="stage must be 1, 2 or 3"):
         deepspeed_config(EngineConfig(deepspeed=str(tmp_path / "mine.json")), OptimConfig(), "float32", 1)
@@ -86,5 +88,9 @@ def test_learning_rate_rises_and_falls_as_a_function_of_the_step() -> None:
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors[10] == 1 and factors[55] == pytest.approx(0.5) and factors[99] < 0.001
     assert all(a > b for a, b in pairwise(factors[10:]))
+    linear = OptimConfig(warmup=0.2, schedule="linear")
+    assert [learning_rate_factor(linear, step, 10) for step in (0, 1, 2, 6, 9)] == pytest.approx(
+        [0.5, 1, 1, 0.5, 0.125]
+    )
     constant = OptimConfig(warmup=0, schedule="constant")
     assert {learning_rate_factor(constant, step, 10) for step in range(10)} == {1.0}

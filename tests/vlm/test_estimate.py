@@ -28,6 +28,8 @@ METHODS = [
     ("projector", ()),
     ("full", ()),
     ("full", ("adapter.tower=true",)),
+    ("qlora", ("adapter.dora=true",)),
+    *((name, ()) for name in ("tokens", "ia3", "bottleneck", "prompt", "ptuning", "prefix")),
 ]
 
 
@@ -41,7 +43,8 @@ def test_counts_are_those_of_the_real_model(method: str, overrides: Sequence[str
     assembly = Assembly.read(model)
     counted = count_parameters(recipe, AutoConfig.from_pretrained(model), assembly)
     real = trainable(load_model(model, "float32", packed=True), recipe.adapter, assembly)
-    sizes = [(p.numel(), p.requires_grad) for p in real.parameters()]
+    # bitsandbytes keeps two weights in a byte
+    sizes = [(p.numel() * (2 if p.dtype == torch.uint8 else 1), p.requires_grad) for p in real.parameters()]
     assert counted.total == sum(n for n, _ in sizes)
     assert counted.trained == sum(n for n, learns in sizes if learns)
     adapters = sum(p.numel() for n, p in real.named_parameters() if "lora_" in n)
@@ -82,13 +85,14 @@ def test_lengths_and_steps_are_those_of_training(turns: str, model: Path, russia
     template = load_template(assembly.template)
     tokeniser = Tokeniser(load_tokenizer(model), template, assembly.image_tokens, turns, recipe.data.max_length)
     pixels = Pixels.of(model)
-    documents = Source(recipe.data, tokeniser, pixels, 0).documents
+    source = Source(recipe.data, tokeniser, pixels, 0)
+    documents = [source.document(i) for i in range(len(source))]
     assert found.lengths.tokens * 24 == pytest.approx(sum(map(len, documents)))
     assert found.lengths.supervised * 24 == pytest.approx(sum(d.supervised for d in documents))
     assert (found.lengths.read, found.lengths.images, found.steps) == (24, 1, 5)
     keys = 0
     for document in documents:
-        (mask,) = pack([document], [], pixels.size, window).layout.masks(torch.device("cpu"))
+        (mask,) = pack([document], [], pixels.size, window).layout.masks(torch.device("cpu"), window)
         keys += len(document) * (len(document) + 1) // 2 if mask is None else int(mask.sum())
     assert found.lengths.keys * 24 == pytest.approx(keys)
     # 48 samples in 5 steps
@@ -113,6 +117,9 @@ def test_memory_by_stage(model: Path, russian: Path) -> None:
         assert whole.total == 2 * total + 14 * trained
         assert (four.memory[name].gradients, four.memory[name].optimizer) == (trained // 2, 3 * trained)
     assert four.memory["zero2"].weights == 2 * total and four.memory["zero3"].weights == total // 2
+    quantised = estimate(recipe_of(model, russian, "model.dtype=bfloat16", "adapter.method=qlora"), 1)
+    small = quantised.parameters.linear["language_model"][0]
+    assert quantised.memory["zero2"].weights == pytest.approx(2 * (total - small) + 0.516 * small, rel=1e-3)
     offloaded = four.memory["zero3_offload"]
     assert (offloaded.weights, offloaded.optimizer, offloaded.total) == (0, 0, trained // 2)
 

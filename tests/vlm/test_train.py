@@ -20,6 +20,7 @@ from transformers import LlavaForConditionalGeneration
 from shards.errors import BadInput
 from shards.files import verify_manifest
 from vlm import checkpoint
+from vlm.checkpoint import CheckpointConfig
 from vlm.data.images import Pixels
 from vlm.events import read_events
 from vlm.model.adapter import AdapterConfig, trainable
@@ -103,8 +104,9 @@ def test_resume_on_other_ranks_and_stage(
     assert max(abs(found[s] - expected[s]) for s in expected) < 1e-5
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_a_stop_signal_saves_and_asks_for_a_requeue(
-    model: Path, russian: Path, whole: Path, run_train: Train, tmp_path: Path
+    number: signal.Signals, model: Path, russian: Path, whole: Path, run_train: Train, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     arguments = _arguments(model, russian, run)
@@ -114,7 +116,7 @@ def test_a_stop_signal_saves_and_asks_for_a_requeue(
     assert process.stdout is not None
     for line in process.stdout:
         if "step 1/" in line:
-            process.send_signal(signal.SIGUSR2)
+            process.send_signal(number)
             break
     process.stdout.read()
     assert process.wait() == 75
@@ -178,7 +180,7 @@ def test_pruning_never_takes_what_was_just_written(whole: Path, tmp_path: Path) 
     shutil.copytree(whole, run)
     # step 6 is there and damaged: the run resumed from 3 and now stands at 4
     shutil.copytree(checkpoint.step_folder(run, 3), checkpoint.step_folder(run, 4))
-    checkpoint._prune(run / "checkpoints", 1, checkpoint.step_folder(run, 4).name)
+    checkpoint._prune(run / "checkpoints", CheckpointConfig(keep=1), checkpoint.step_folder(run, 4).name, 0)
     assert checkpoint.step_folder(run, 4).exists() and not checkpoint.step_folder(run, 3).exists()
 
 

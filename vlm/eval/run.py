@@ -173,7 +173,7 @@ def _answerer(recipe: Recipe, adapter: Path | None) -> Any:
     from vlm.data.images import Pixels
     from vlm.data.template import load_template
     from vlm.eval.generate import Answerer
-    from vlm.model.adapter import load_adapter
+    from vlm.model.adapter import load_answering
     from vlm.model.assemble import Assembly
     from vlm.model.load import load_model, load_tokenizer, model_folder
 
@@ -183,8 +183,7 @@ def _answerer(recipe: Recipe, adapter: Path | None) -> Any:
     assembly = Assembly.read(folder)
     model = load_model(folder, recipe.model.dtype, packed=False)
     if adapter:
-        # merged in memory: the adapter's products are added once instead of at every token
-        model = load_adapter(model, adapter).merge_and_unload()
+        model = load_answering(model, adapter)
     if torch.cuda.is_available():
         model = model.to("cuda")
     tokenizer = load_tokenizer(folder)

@@ -1,0 +1,61 @@
+"""Two real ranks of `vlm train`, forked from a process that has imported all, so that a test need not wait for that."""
+
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["vlm.train", "deepspeed", "launch.cli"])
+
+Prepare = Callable[[int], None]
+
+
+def run_ranks(arguments: list[str], log: Path, prepare: Prepare | None = None, ranks: int = 2) -> list[int | None]:
+    """`vlm train ARGUMENTS` on every rank after `prepare(rank)`; exit codes, negative for a signal.
+
+    A rank that fails takes the others with it, as the launcher does. Standard output and error go to `log`.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        _context.Process(target=_rank, args=(rank, ranks, port, arguments, log, prepare)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    left = list(processes)
+    while left:
+        ended = wait([process.sentinel for process in left])
+        left = [process for process in left if process.sentinel not in ended]
+        for process in processes:
+            if process not in left:
+                process.join()
+        if any(process.exitcode for process in processes):
+            for process in left:
+                process.kill()
+    return [process.exitcode for process in processes]
+
+
+def _rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path, prepare: Prepare | None) -> None:
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in world.items()})
+    with open(log, "a", encoding="utf-8") as lines:
+        os.dup2(lines.fileno(), 1)
+        os.dup2(lines.fileno(), 2)
+    code = 1
+    try:
+        from launch.cli import run
+
+        if prepare:
+            prepare(rank)
+        code = run(["train", *arguments])
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
