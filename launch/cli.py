@@ -12,7 +12,7 @@ from launch.fence import guard
 from launch.options import Json, Out, Overrides, RecipeName, show
 from launch.shards_cli import shards_app
 from shards.errors import BadInput, ServerFault
-from vlm.stop import Requeue
+from vlm.stop import Fault, Requeue, listen
 from vlm.world import find_world
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
     except BadInput as error:
         print(f"vlm: {error}", file=sys.stderr)
         return 2
-    except ServerFault as error:
+    except (ServerFault, Fault) as error:
         print(f"vlm: {error}", file=sys.stderr)
         return 1
     except Requeue:
@@ -113,12 +113,23 @@ def translate(
 
 @app.command()
 def assemble(
-    vision: Annotated[Path, typer.Option(help="Folder of a CLIP vision tower.")],
-    language: Annotated[Path, typer.Option(help="Folder of a causal language model.")],
+    vision: Annotated[str, typer.Option(help="CLIP or SigLIP tower: a folder or a name of the hub.")],
+    language: Annotated[str, typer.Option(help="Causal language model: a folder, a .gguf file or a name of the hub.")],
     out: Out,
     template: Annotated[str, typer.Option(help="Chat template: a name or a YAML file.")] = "mistral-instruct",
     new_tokens: Annotated[int, typer.Option(help="Most tokens to add for the new language.")] = 0,
     new_language: Annotated[Path | None, typer.Option(help="Dataset folder the new tokens are learned on.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16 of what is written; the language model's if not given.")
+    ] = "",
+    projector: Annotated[str, typer.Option(help="mlp (LLaVA 1.5's two layers) or linear.")] = "mlp",
+    projector_weights: Annotated[
+        Path | None, typer.Option(help="Trained weights, such as LLaVA's mm_projector.bin or safetensors.")
+    ] = None,
+    reinit_projector: Annotated[
+        bool, typer.Option("--reinit-projector", help="Start anew where those weights have another shape.")
+    ] = False,
+    tiles: Annotated[int, typer.Option(help="Give large images as up to so many tiles and the whole; 0: whole.")] = 0,
     feature_layer: Annotated[int, typer.Option(help="Layer of the tower whose patches are taken.")] = -2,
     seed: Annotated[int, typer.Option(help="Seeds the new weights.")] = 0,
 ) -> None:
@@ -126,6 +137,7 @@ def assemble(
 
     Example: vlm assemble --vision clip-vit-l-336 --language saiga-mistral-7b --template saiga --out models/llava-saiga
     """
+    _quiet()
     from shards.texts import dataset_texts
     from vlm.model.assemble import assemble as join
 
@@ -134,7 +146,8 @@ def assemble(
     texts = dataset_texts(new_language) if new_language else []
     made = join(
         vision, language, out, template=template, new_language_texts=texts, new_tokens=new_tokens,
-        feature_layer=feature_layer, seed=seed,
+        feature_layer=feature_layer, seed=seed, dtype=dtype, projector=projector, projector_weights=projector_weights,
+        reinit_projector=reinit_projector, tiles=tiles,
     )  # fmt: skip
     print(f"{out}: {made.image_tokens} image tokens, {len(made.new_token_ids)} new tokens, template {made.template}")
 
@@ -145,6 +158,8 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     Example: vlm train demo optim.epochs=1
     """
+    # before the long imports: a stop that comes meanwhile is obeyed at the first micro-batch
+    listen()
     from launch.ranks import in_world, start_ranks
     from launch.recipe import load
 
