@@ -241,7 +241,7 @@ def _steps(sizes: Sizes, r: int, every: int, ceiling: float) -> list[Figure]:
     image_tokens = (vision.image_size // vision.patch_size) ** 2
     with torch.device("cpu"):
         made, images = documents(sizes.lengths, shape.vocabulary, image_tokens, vision.image_size)
-        batch = pack(made, images, vision.image_size, shape.window).to(torch.device(sizes.device))
+        batch = pack(made, images, vision.image_size).to(torch.device(sizes.device))
     llava = build_model(shape, PACKED, sizes.dtype, vision)
     prepare_blocks(llava, checkpoint_blocks=every)
     # as DeepSpeed has it: PEFT alone would keep the adapter in float32

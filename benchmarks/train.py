@@ -190,7 +190,7 @@ def dense(model: nn.Module, batch: MicroBatch, window: int | None) -> Way:
 def speed(note: str, shape: Shape, rounds: int) -> list[Figure]:
     """C1."""
     made, images = documents(half_padding(SAMPLES, 400), shape.vocabulary)
-    batch = pack(made, images, PIXELS.size, shape.window)
+    batch = pack(made, images, PIXELS.size)
     plain = with_lora(build_model(shape, "sdpa"))
     flat = with_lora(build_model(shape, PACKED))
     ways = {
@@ -257,7 +257,7 @@ def exactness() -> list[Figure]:
         shape = Shape(family, 96, 192, 6, 6, 2, 512, window)
         made, images = documents([70, 200, 131, 90], shape.vocabulary)
         plain, flat = with_lora(build_model(shape, "sdpa")), with_lora(build_model(shape, PACKED))
-        loss = ours(flat, pack(made, images, PIXELS.size, window))()
+        loss = ours(flat, pack(made, images, PIXELS.size))()
         loss.backward()
         supervised = [d.supervised for d in made]
         alone = 0.0
@@ -283,7 +283,7 @@ def _leak(model: nn.Module, made: list[Document], images: list[np.ndarray], wind
     disturbed[1].input_ids[text] = 7
     packed = PackedLlava(model, PIXELS)
     with torch.inference_mode():
-        before, after = (packed.hidden(pack(d, images, PIXELS.size, window)) for d in (made, disturbed))
+        before, after = (packed.hidden(pack(d, images, PIXELS.size)) for d in (made, disturbed))
     start, end = len(made[0]), len(made[0]) + len(made[1])
     changed = (before - after).abs()
     return float(max(changed[:start].max(), changed[end:].max()))

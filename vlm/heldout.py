@@ -44,9 +44,7 @@ class Heldout:
         sizes = tuple(ShardDataset.open(Path(config.data)).shard_sizes)
         self.plan = Plan(sizes, data.batch_size, 1.0, 0)
 
-    def loss(
-        self, engine: Engine, rank: int, ranks: int, window: int | None, go_on: Callable[[], bool]
-    ) -> float | None:
+    def loss(self, engine: Engine, rank: int, ranks: int, go_on: Callable[[], bool]) -> float | None:
         """Collective. None as soon as `go_on`, asked at every micro-batch, says no on all ranks."""
         end = min(self.plan.steps, self.config.batches or self.plan.steps)
         total, supervised = 0.0, 0
@@ -54,7 +52,7 @@ class Heldout:
         engine.ds.eval()
         try:
             with torch.no_grad():
-                loader = Loader(self.source, self.plan, rank, ranks, window, device=engine.device)
+                loader = Loader(self.source, self.plan, rank, ranks, device=engine.device)
                 for step in map(skips.agree, loader.steps(0, end)):
                     for micro_batch in step.micro_batches:
                         total += float(engine.ds(micro_batch.to(engine.device)))

@@ -45,7 +45,7 @@ class Measured:
 
 @dataclass
 class Training:
-    """A training that is ready to go; `window` is the model's sliding window."""
+    """A training that is ready to go."""
 
     recipe: Recipe
     engine: Engine
@@ -55,7 +55,6 @@ class Training:
     events: Events
     heartbeat: Heartbeat
     watchdog: Watchdog
-    window: int | None
     skips: Skips
     heldout: Heldout | None = None
     work: Work | None = None
@@ -175,7 +174,7 @@ class Training:
         if self.heldout is None or not due:
             return state
         began = time.perf_counter()
-        loss = self.heldout.loss(self.engine, dist.get_rank(), dist.get_world_size(), self.window, self._go_on)
+        loss = self.heldout.loss(self.engine, dist.get_rank(), dist.get_world_size(), self._go_on)
         if loss is None:
             self.stop(state, saved)
         seconds = round(time.perf_counter() - began, 4)

@@ -19,7 +19,7 @@ from vlm.eval.run import adapter_folder
 from vlm.export import write_model
 from vlm.model.adapter import load_adapter, merged
 from vlm.model.assemble import Assembly, weights_digest
-from vlm.model.load import load_model, load_tokenizer, model_folder, sliding_window
+from vlm.model.load import load_model, load_tokenizer, model_folder
 from vlm.model.packed import PackedLlava
 
 TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}
@@ -88,7 +88,7 @@ def _probes(recipe: Recipe, folder: Path) -> list[Any]:
     rows = []
     for sample in (dataset.read(i) for i in range(min(PROBES, len(dataset)))):
         images = [] if sample.image is None else [pixels.decode(sample.image)]
-        rows.append(pack([tokeniser.document(sample)], images, pixels.size, sliding_window(folder)))
+        rows.append(pack([tokeniser.document(sample)], images, pixels.size))
     return rows
 
 

@@ -41,7 +41,7 @@ from vlm.model.alignment import parallel_texts, start_at_translations
 from vlm.model.assemble import Assembly, weights_digest
 from vlm.model.attention import choose_backend
 from vlm.model.blocks import prepare_blocks
-from vlm.model.load import DTYPES, load_model, load_tokenizer, model_folder, sliding_window
+from vlm.model.load import DTYPES, load_model, load_tokenizer, model_folder
 from vlm.model.packed import PackedLlava
 from vlm.speed import Work, peak_tflops
 from vlm.stop import listen
@@ -101,14 +101,13 @@ def _train(recipe: Recipe, held: ExitStack) -> Path:
     events.write(
         "start", step=state.step, steps=steps, ranks=world.size, attention=backend, samples=plan.total, plan=plan.digest
     )
-    window = sliding_window(folder)
     skips = Skips(recipe.data.max_skipped, plan.samples, state.skipped)
-    training = Training(recipe, engine, model, plan, steps, events, Heartbeat(run, world.rank), watchdog, window, skips)
+    training = Training(recipe, engine, model, plan, steps, events, Heartbeat(run, world.rank), watchdog, skips)
     training.heldout, training.work = heldout, _work(recipe)
     if recipe.engine.tensorboard and world.rank == 0:
         training.board = held.enter_context(closing(Board(run, state.step)))
     tower = any(p.requires_grad for name, p in model.named_parameters() if "vision_tower" in name.split("."))
-    loader = Loader(source, plan, world.rank, world.size, window, Cost.of_model(folder, tower), engine.device)
+    loader = Loader(source, plan, world.rank, world.size, Cost.of_model(folder, tower), engine.device)
     last = training.loop(loader, state)
     events.write("end", step=steps)
     dist.barrier()

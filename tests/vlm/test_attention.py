@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from shards.dataset import ShardDataset
 from shards.errors import BadInput
-from vlm.data.batch import MicroBatch, filler, pack
-from vlm.data.documents import Document, Tokeniser
+from vlm.data.batch import MicroBatch, pack
+from vlm.data.documents import Document, Tokeniser, silent
 from vlm.data.images import Pixels
 from vlm.data.template import load_template
 from vlm.model.assemble import Assembly
@@ -47,7 +47,7 @@ def test_packed_row_equals_one_by_one(model: Path, english: Path, packed: Packed
     # documents are longer than the window: an off-by-one in it would show
     reference.config.text_config.sliding_window = reference.model.language_model.config.sliding_window = window
     packed.llava.model.language_model.config.sliding_window = window
-    row = _hidden(packed, pack(documents, images, pixels.size, window))
+    row = _hidden(packed, pack(documents, images, pixels.size))
     at = 0
     for document, image in zip(documents, images, strict=True):
         assert len(document) > 100
@@ -63,7 +63,7 @@ def test_packed_row_equals_one_by_one(model: Path, english: Path, packed: Packed
 def test_shared_prefix_equals_every_question_alone(model: Path, english: Path, packed: PackedLlava) -> None:
     documents, images, pixels = _documents(model, english, "separate")
     document = documents[0]
-    row = _hidden(packed, pack(documents, images, pixels.size, 128))
+    row = _hidden(packed, pack(documents, images, pixels.size))
     at = document.prefix
     for length in document.segments:
         ids = np.concatenate([document.input_ids[: document.prefix], document.input_ids[at : at + length]])
@@ -75,30 +75,30 @@ def test_shared_prefix_equals_every_question_alone(model: Path, english: Path, p
             prefix=0,
             segments=(len(ids),),
         )
-        alone = _hidden(packed, pack([lone], images[:1], pixels.size, 128))
+        alone = _hidden(packed, pack([lone], images[:1], pixels.size))
         torch.testing.assert_close(row[at : at + length], alone[document.prefix :], atol=1e-5, rtol=1e-5)
         at += length
 
 
 def test_other_documents_of_a_row_change_nothing(model: Path, english: Path, packed: PackedLlava) -> None:
     documents, images, pixels = _documents(model, english, "separate")
-    before = _hidden(packed, pack(documents, images, pixels.size, 128))
+    before = _hidden(packed, pack(documents, images, pixels.size))
     disturbed = replace(documents[1], input_ids=documents[1].input_ids.copy())
     words = disturbed.input_ids != packed.llava.config.image_token_id
     disturbed.input_ids[words] = 7
-    after = _hidden(packed, pack([documents[0], disturbed, *documents[2:]], images, pixels.size, 128))
+    after = _hidden(packed, pack([documents[0], disturbed, *documents[2:]], images, pixels.size))
     start, end = len(documents[0]), len(documents[0]) + len(documents[1])
     assert torch.equal(before[:start], after[:start]) and torch.equal(before[end:], after[end:])
     assert not torch.equal(before[start:end], after[start:end])
 
 
 def test_filler_and_rows_without_images_add_no_loss(model: Path, english: Path, packed: PackedLlava) -> None:
-    documents, images, pixels = _documents(model, english, "joint")
-    assert float(packed(pack([filler(documents[0])], images[:1], pixels.size, None)).detach()) == 0.0
+    _, _, pixels = _documents(model, english, "joint")
+    assert float(packed(pack([silent("")], [], pixels.size)).detach()) == 0.0
     ids = np.array([1, 3, 40, 41, 4, 42, 2])
     labels = np.array([-100, -100, -100, -100, 42, 2, -100])
     text = Document("text", ids, labels, np.arange(7), 0, (7,), 0)
-    loss = packed(pack([text], [], pixels.size, None))
+    loss = packed(pack([text], [], pixels.size))
     loss.backward()
     # the blank image keeps tower and projector in the graph: under ZeRO-3 no rank may skip their gathering
     assert float(loss.detach()) > 0 and packed.llava.model.multi_modal_projector.linear_1.weight.grad is not None
@@ -151,7 +151,7 @@ def test_varlen_kernel_equals_sdpa_on_the_gpu(model: Path, english: Path, window
     documents, images, pixels = _documents(model, english, "separate")
     device = torch.device("cuda")
     llava = PackedLlava(load_model(model, "bfloat16", packed=True).to(device), pixels).eval()
-    row = pack(documents, images, pixels.size, window).to(device)
+    row = pack(documents, images, pixels.size).to(device)
     outputs = {}
     for backend in ("sdpa", "torch-varlen"):
         choose_backend(backend, device, torch.bfloat16)

@@ -92,7 +92,7 @@ def test_lengths_and_steps_are_those_of_training(turns: str, model: Path, russia
     assert (found.lengths.read, found.lengths.images, found.steps) == (24, 1, 5)
     keys = 0
     for document in documents:
-        (mask,) = pack([document], [], pixels.size, window).layout.masks(torch.device("cpu"), window)
+        (mask,) = pack([document], [], pixels.size).layout.masks(torch.device("cpu"), window)
         keys += len(document) * (len(document) + 1) // 2 if mask is None else int(mask.sum())
     assert found.lengths.keys * 24 == pytest.approx(keys)
     # 48 samples in 5 steps

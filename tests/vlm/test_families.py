@@ -43,7 +43,7 @@ from vlm.data.processor import LLaVADataProcessor
 from vlm.data.template import TEMPLATES
 from vlm.model.assemble import Assembly, assemble
 from vlm.model.attention import choose_backend
-from vlm.model.load import load_model, load_tokenizer, sliding_window
+from vlm.model.load import load_model, load_tokenizer
 from vlm.model.packed import PackedLlava
 
 _TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 99}
@@ -175,7 +175,7 @@ def test_a_packed_step_is_transformers_own(pair: tuple[Path, str, str], english:
     tokeniser = Tokeniser(processor.tokenizer, TEMPLATES[SPEAKS[language]], Assembly.read(folder / "out").image_tokens)
     pixels = Pixels.of(folder / "out")
     images = [pixels.decode(s.image) for s in samples if s.image]
-    row = pack([tokeniser.document(s) for s in samples], images, pixels.size, sliding_window(folder / "out"))
+    row = pack([tokeniser.document(s) for s in samples], images, pixels.size)
     ours = load_model(folder / "out", "float32", packed=True)
     loss = PackedLlava(ours, pixels)(row)
     loss.backward()

@@ -50,7 +50,7 @@ def plan_of(source: Source, batch: int, epochs: float) -> Plan:
 
 def step_of(source: Source, plan: Plan, index: int, rank: int, ranks: int) -> Step:
     with ThreadPoolExecutor(1) as pool:
-        return Loader(source, plan, rank, ranks, None).step(index, pool)
+        return Loader(source, plan, rank, ranks).step(index, pool)
 
 
 def contents(step: Step) -> list[tuple[str, bytes, int]]:
@@ -85,7 +85,7 @@ def test_a_step_is_the_same_on_any_number_of_ranks(mixed: tuple[Source, Plan], i
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_resumed_anywhere_goes_on_as_if_never_stopped(mixed: tuple[Source, Plan], start: int) -> None:
     source, plan = mixed
-    loader = Loader(source, plan, 1, 2, None)
+    loader = Loader(source, plan, 1, 2)
     end = min(start + 3, plan.steps)
     resumed = list(loader.steps(start, end))
     for step, other in zip(resumed, (step_of(source, plan, i, 1, 2) for i in range(start, end)), strict=True):
@@ -99,7 +99,7 @@ def test_resumed_anywhere_goes_on_as_if_never_stopped(mixed: tuple[Source, Plan]
 def test_cost_decides_and_tokens_limit(source_of: Callable[[DataConfig], Source], english: Path) -> None:
     source = source_of(DataConfig(train=str(english), micro_batch_tokens=300))
     with ThreadPoolExecutor(1) as pool:
-        step = Loader(source, plan_of(source, 12, 1), 0, 2, None, Cost(image=16, attention=1e-3)).step(0, pool)
+        step = Loader(source, plan_of(source, 12, 1), 0, 2, Cost(image=16, attention=1e-3)).step(0, pool)
     assert all(m.tokens <= 300 for m in step.micro_batches)
 
 
@@ -138,7 +138,7 @@ def test_a_bad_image_is_left_out_and_named(
 ) -> None:
     folder, key = damaged
     source = source_of(DataConfig(train=str(folder)))
-    steps = list(Loader(source, plan_of(source, 24, 1), 0, 1, None).steps(0, 1))
+    steps = list(Loader(source, plan_of(source, 24, 1), 0, 1).steps(0, 1))
     step = Skips(0.001, 24).agree(steps[0])
     (skipped,) = step.skipped
     assert skipped.sample == (0, key) and "image" in skipped.reason
@@ -176,7 +176,7 @@ def test_an_error_of_the_preparing_thread_is_raised(
     source, plan = mixed
     monkeypatch.setattr(source, "lengths", replace(source.lengths, tokens=source.lengths.tokens + 1))
     with pytest.raises(RuntimeError, match="planned were"):
-        list(Loader(source, plan, 0, 1, None).steps(0, 2))
+        list(Loader(source, plan, 0, 1).steps(0, 2))
 
 
 def test_waiting_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_mixture_is_named_in_one_place_and_once(english: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_rows_are_pinned(mixed: tuple[Source, Plan]) -> None:
-    loader = Loader(*mixed, 0, 1, None, device=torch.device("cuda", 0))
+    loader = Loader(*mixed, 0, 1, device=torch.device("cuda", 0))
     (step,) = loader.steps(0, 1)
     row: MicroBatch = step.micro_batches[0]
     assert row.pixels.is_pinned() and row.labels.is_pinned()

@@ -61,7 +61,7 @@ class Rows:
 
     def row(self, documents: list[Document], first: int = 0) -> MicroBatch:
         images = [self.pixels.decode(s.image or b"") for s in self.samples[first : first + len(documents)]]
-        return pack(documents, images, self.pixels.size, 128)
+        return pack(documents, images, self.pixels.size)
 
     def packed(self, name: str) -> PackedLlava:
         if name in QUANTISED:

@@ -25,7 +25,7 @@ SMALL = Shape("mistral", 96, 192, 4, 6, 2, 512, 64)
 
 def _batch(shape: Shape = SMALL) -> MicroBatch:
     made, images = documents(LENGTHS, shape.vocabulary)
-    return pack(made, images, PIXELS.size, shape.window)
+    return pack(made, images, PIXELS.size)
 
 
 def test_every_family_computes_the_same_packed_and_one_by_one() -> None:

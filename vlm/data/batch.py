@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlm.data.documents import IGNORE, Document
+from vlm.data.documents import Document
 from vlm.model.attention import Layout, Segment
 
 
@@ -40,9 +40,7 @@ class MicroBatch:
         return replace(self, input_ids=ids, labels=labels, position_ids=positions, pixels=pixels)
 
 
-def pack(
-    documents: Sequence[Document], pixels: Sequence[np.ndarray], image_size: int, window: int | None
-) -> MicroBatch:
+def pack(documents: Sequence[Document], pixels: Sequence[np.ndarray], image_size: int) -> MicroBatch:
     """Lay documents end to end. `pixels` holds uint8 (3, H, W) images in document order; there may be none."""
     segments: list[Segment] = []
     bounds: list[tuple[int, int]] = []
@@ -62,22 +60,8 @@ def pack(
         labels=_row([d.labels for d in documents]),
         position_ids=_row([d.position_ids for d in documents]),
         pixels=torch.from_numpy(images),
-        layout=Layout(segments, bounds, window),
+        layout=Layout(segments, bounds),
         keys=tuple(d.key for d in documents),
-    )
-
-
-def filler(document: Document) -> Document:
-    """A document that takes part in the step and adds nothing to its loss, for a rank that has no sample left."""
-    silent = np.full_like(document.labels, IGNORE)
-    return Document(
-        document.key,
-        document.input_ids,
-        silent,
-        document.position_ids,
-        document.prefix,
-        document.segments,
-        document.images,
     )
 
 

@@ -149,11 +149,10 @@ class Loader:
         plan: Plan,
         rank: int,
         ranks: int,
-        window: int | None,
         cost: Cost | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self.source, self.plan, self.rank, self.ranks, self.window = source, plan, rank, ranks, window
+        self.source, self.plan, self.rank, self.ranks = source, plan, rank, ranks
         self.cost, self.device = cost or Cost(), device
 
     def steps(self, start: int, end: int) -> Iterator[Step]:
@@ -221,7 +220,7 @@ class Loader:
     def _pack(self, row: list[tuple[Document, list[np.ndarray], Skipped | None]]) -> MicroBatch:
         documents = [document for document, _, _ in row] or [silent("")]
         pixels = [image for _, images, _ in row for image in images]
-        packed = pack(documents, pixels, self.source.pixels.size, self.window)
+        packed = pack(documents, pixels, self.source.pixels.size)
         return packed.pin() if self.device is not None and self.device.type == "cuda" else packed
 
     def _slow_line(self, share: float) -> str:

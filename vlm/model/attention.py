@@ -48,7 +48,6 @@ class Layout:
 
     segments: list[Segment]
     documents: list[tuple[int, int]]
-    window: int | None = None
     learned: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     _cache: dict[str, object] = field(default_factory=dict, repr=False)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from shards.pages.page import KeyFigure
 from vlm.report.analysis import TypeAnalysis
 from vlm.report.causes import CAUSES
 from vlm.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, charts
@@ -35,15 +36,6 @@ class View:
     def title(self) -> str:
         """Its label and name."""
         return f"{self.entry.row.label} ({self.entry.row.name})"
-
-
-@dataclass(frozen=True)
-class KeyFigure:
-    """A figure of the page's head."""
-
-    value: str
-    name: str
-    remark: str = ""
 
 
 @dataclass(frozen=True)
