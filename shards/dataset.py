@@ -9,9 +9,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from shards.entries import Entries
 from shards.errors import BadInput
 from shards.files import local_folder, read_json, sha256_file
-from shards.index import IndexEntry, ShardIndex
+from shards.index import ShardIndex
 from shards.info import DATASET_FILE, DatasetInfo, FileInfo, ShardInfo, read_info
 from shards.sample import Sample
 from shards.tar import read_sample, reader_of
@@ -57,10 +58,10 @@ class ShardDataset:
         self.folder = local_folder(folder)
         self.info: DatasetInfo = read_info(self.folder)
         self.digest: str = sha256_file(self.folder / DATASET_FILE)
-        self.entries: list[IndexEntry] = []
+        self.entries = Entries()
         for shard in self.info.shards:
             check_size(self.folder, shard.tar)
-            self.entries += read_index(self.folder, shard).samples
+            self.entries.extend(read_index(self.folder, shard).samples)
         self.shard_sizes: list[int] = [shard.samples for shard in self.info.shards]
         self._starts = [0, *accumulate(self.shard_sizes)]
         self._local = threading.local()
@@ -76,7 +77,7 @@ class ShardDataset:
     @property
     def keys(self) -> list[str]:
         """Keys of all samples, in stored order."""
-        return [entry.key for entry in self.entries]
+        return [self.entries.key(i) for i in range(len(self))]
 
     def read(self, i: int) -> Sample:
         """Sample `i`, 0 ≤ i < len; BadInput, naming shard and key, when its bytes are not what the index says."""

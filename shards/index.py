@@ -10,6 +10,7 @@ from shards.sample import IMAGE_EXTENSIONS, MAX_JSON_BYTES
 _LIMITS = {"json": MAX_JSON_BYTES, **dict.fromkeys(IMAGE_EXTENSIONS, MAX_IMAGE_BYTES)}
 # Room for headers, padding and long names between two members: what is read at once stays near their own size.
 _HEADERS = 16 * 512
+_MOST = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,16 @@ def _entry(obj: Any, tar_bytes: int) -> IndexEntry:
     image_size = None if obj["image_size"] is None else (int(obj["image_size"][0]), int(obj["image_size"][1]))
     if (image_size is None) != (len(members) == 1):
         raise ValueError("image size and image member go together")
+    questions = int(obj["questions"])
+    if not 0 <= questions < _MOST or not all(0 < side < _MOST for side in image_size or ()):
+        raise ValueError(f"{questions} questions or an image of {image_size} pixels")
     start, stop = min(offset for offset, _ in members.values()), max(offset + size for offset, size in members.values())
     if stop - start > sum(size for _, size in members.values()) + _HEADERS:
         raise ValueError("the members of a sample lie apart")
     key = str(obj["key"])
     if len(key) > 128 or not key.isascii() or not key.isprintable():
         raise ValueError(f"{key!r:.50} is no key")
-    return IndexEntry(key, members, image_size, int(obj["questions"]))
+    return IndexEntry(key, members, image_size, questions)
 
 
 def _span(ext: str, span: Any, tar_bytes: int) -> tuple[int, int]:

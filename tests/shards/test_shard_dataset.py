@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import shutil
+import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,13 +13,17 @@ from pathlib import Path
 
 import pytest
 import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shards.dataset import ShardDataset
+from shards.entries import Entries
 from shards.errors import BadInput
 from shards.files import read_json, write_json
+from shards.index import IndexEntry, ShardIndex
 from shards.info import read_info
 from shards.readers import Reader
-from shards.sample import Sample
+from shards.sample import IMAGE_EXTENSIONS, Sample
 from shards.stat import stat
 from shards.verify import verify
 
@@ -98,8 +103,9 @@ def test_flipped_header_is_found_when_read(make_dataset: MakeDataset) -> None:
 
 def test_swapped_members_are_found_when_read(make_dataset: MakeDataset) -> None:
     dataset = ShardDataset.open(make_dataset(2))
-    dataset.entries.reverse()
-    dataset.entries[0] = replace(dataset.entries[0], key="s-0000")
+    first, second = dataset.entries
+    dataset.entries = Entries()
+    dataset.entries.extend([replace(second, key="s-0000"), first])
     with pytest.raises(BadInput, match=r"'s-0001\.png' lies where the index has s-0000\.png"):
         dataset.read(0)
 
@@ -196,3 +202,53 @@ def test_index_describes_the_tar(make_dataset: MakeDataset) -> None:
     entry = index["samples"][0]
     assert (entry["key"], entry["image_size"], entry["questions"]) == ("s-0000", [6, 4], 1)
     assert list(entry["members"]) == ["png", "json"]
+
+
+SIDE = st.integers(1, 2**31 - 1)
+SPAN = st.tuples(st.integers(512, 2**40), st.integers(0, 2**22))
+ENTRY = st.builds(
+    lambda key, json, image, ext, size, questions: IndexEntry(
+        key, {"json": json} if image is None else {ext: image, "json": json}, None if image is None else size, questions
+    ),
+    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=128),
+    SPAN,
+    st.none() | SPAN,
+    st.sampled_from(IMAGE_EXTENSIONS),
+    st.tuples(SIDE, SIDE),
+    st.integers(0, 2**31 - 1),
+)
+
+
+@given(st.lists(ENTRY, max_size=6), st.lists(ENTRY, max_size=6), st.data())
+def test_kept_entries_are_those_given(first: list[IndexEntry], second: list[IndexEntry], data: st.DataObject) -> None:
+    entries, expected = Entries(), first + second
+    entries.extend(first)
+    entries.extend(second)
+    assert list(entries) == expected and len(entries) == len(expected)
+    assert [entries.key(i) for i in range(len(entries))] == [entry.key for entry in expected]
+    where = data.draw(st.slices(len(expected)))
+    assert entries[where] == expected[where]
+    for place in (len(expected), -len(expected) - 1):
+        with pytest.raises(IndexError):
+            entries[place]
+    if expected:
+        assert entries[-1] == expected[-1]
+
+
+def test_many_entries_take_little_memory() -> None:
+    entries, members = Entries(), {"jpg": (2**33, 2**20), "json": (2**33 + 2**21, 2000)}
+    tracemalloc.start()
+    entries.extend(IndexEntry(f"llava-train-{i:06d}", members, (640, 480), 3) for i in range(20_000))
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept <= 80 * len(entries)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("questions", -1), ("questions", 2**31), ("image_size", [6, 2**31]), ("image_size", [0, 4])]
+)
+def test_numbers_of_an_index_are_bounded(make_dataset: MakeDataset, name: str, value: object) -> None:
+    index = read_json(make_dataset(1) / "set-000000.index.json")
+    index["samples"][0][name] = value
+    with pytest.raises(BadInput, match=r"at: not a shard index \(.*questions or an image of"):
+        ShardIndex.from_json(index, "at")
