@@ -1,5 +1,9 @@
 """Lengths: measured once by any number of processes, kept, measured again when anything they depend on changes."""
 
+import errno
+import hashlib
+import io
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -52,17 +56,39 @@ def test_a_sample_that_cannot_be_tokenised_is_named(
         measure(ShardDataset.open(english), tokeniser_of(max_length=30), pixels, workers)
 
 
+class _Executed:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return pytest.fail, ("a kept file was executed",)
+
+
 def test_kept_file_is_used_and_damage_is_mended(
-    english: Path, tokeniser_of: MakeTokeniser, pixels: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    english: Path,
+    tokeniser_of: MakeTokeniser,
+    pixels: Pixels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     dataset, tokeniser = ShardDataset.open(english), tokeniser_of()
     first = lengths_of(dataset, tokeniser, pixels, tmp_path)
-    (path,) = tmp_path.glob("*.npy")
-    whole = path.read_bytes()
-    for damaged in (whole[:-1], whole[:200] + bytes([whole[200] ^ 1]) + whole[201:], b""):
+    (path,) = tmp_path.glob("*.lengths")
+    whole, payload = path.read_bytes(), np.array([[9, 10, 0]] * 24, dtype="<i4").tobytes()
+    hostile = payload + hashlib.sha256(path.name.encode() + payload).digest()
+    other = whole[:-32] + hashlib.sha256(whole[:-32]).digest()
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([_Executed()] * 24))
+    packed = pickled.getvalue() + hashlib.sha256(pickled.getvalue()).digest()
+    flipped = whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]
+    assert capsys.readouterr().err == ""
+    for damaged in (whole[:-1], flipped, b"", whole + b"x", hostile, other, packed):
         path.write_bytes(damaged)
         assert np.array_equal(lengths_of(dataset, tokeniser, pixels, tmp_path).tokens, first.tokens)
         assert path.read_bytes() == whole
+        assert capsys.readouterr().err == f"{path}: damaged; the lengths are measured again\n"
+    path.unlink()
+    os.mkfifo(path)
+    assert np.array_equal(lengths_of(dataset, tokeniser, pixels, tmp_path).tokens, first.tokens)
+    assert path.read_bytes() == whole
     monkeypatch.setattr(lengths, "measure", lambda *_: pytest.fail("measured again"))
     assert np.array_equal(lengths_of(dataset, tokeniser_of(), pixels, tmp_path).supervised, first.supervised)
 
@@ -78,9 +104,9 @@ def test_what_changes_documents_is_measured_again(
         (english, tokeniser_of("vicuna_v1")),
         (russian, tokeniser_of()),
     ]:
-        before = len(list(tmp_path.glob("*.npy")))
+        before = len(list(tmp_path.glob("*.lengths")))
         lengths_of(ShardDataset.open(folder), tokeniser, pixels, tmp_path)
-        assert len(list(tmp_path.glob("*.npy"))) == before + 1
+        assert len(list(tmp_path.glob("*.lengths"))) == before + 1
     other = load_tokenizer_with_one_more_token(tokeniser_of())
     assert other.digest != tokeniser_of().digest
 
@@ -117,7 +143,27 @@ def test_a_folder_that_cannot_be_written_costs_only_time(
     (tmp_path / "file").write_text("")
     found = lengths_of(ShardDataset.open(english), tokeniser_of(), pixels, tmp_path / "file" / "below")
     assert len(found) == 24
-    assert "name another folder in data.cache" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "name another folder in data.cache" in line
+
+
+def test_a_full_disk_costs_only_time(
+    english: Path,
+    tokeniser_of: MakeTokeniser,
+    pixels: Pixels,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("shards.files.os.fsync", full)
+    assert len(lengths_of(ShardDataset.open(english), tokeniser_of(), pixels, tmp_path)) == 24
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lengths not kept (No space left on device)" in line
+    # nothing half-written stays behind
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_abnormal_shares_are_told() -> None:

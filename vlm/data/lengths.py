@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import io
 import mmap
 import multiprocessing
 import os
@@ -27,7 +26,7 @@ from vlm.data.images import Pixels
 
 # changes when the counts of a sample would change although its text, template and tokenizer do not
 _VERSION = 1
-_FIELDS = 3
+_FIELDS, _DIGEST = 3, 32
 _CHUNK = 256
 # below so many samples starting processes takes longer than they save
 _ALONE = 2000
@@ -71,12 +70,14 @@ def lengths_of(dataset: ShardDataset, tokeniser: Tokeniser, pixels: Pixels, fold
     key = hashlib.sha256(
         f"{_VERSION} {dataset.digest} {tokeniser.digest} {pixels.size} {pixels.tiles}".encode()
     ).hexdigest()
-    path = folder / f"{key}.npy"
+    path = folder / f"{key}.lengths"
     counts = _read(path, len(dataset))
     if counts is None:
         with _alone(path):
             counts = _read(path, len(dataset))
             if counts is None:
+                if os.path.lexists(path):
+                    print(f"{path}: damaged; the lengths are measured again", file=sys.stderr)
                 counts = measure(dataset, tokeniser, pixels, workers or cores())
                 _write(path, counts)
     return Lengths(*counts.T)
@@ -205,26 +206,34 @@ def _texts(dataset: ShardDataset, places: Sequence[int]) -> Iterator[Sample]:
 
 
 def _read(path: Path, samples: int) -> np.ndarray | None:
+    """What `_write` has kept; None where there is nothing or it is damaged. Numbers and a digest: nothing is parsed."""
+    end = samples * _FIELDS * 4
     try:
+        # anything else is not so much as opened: it may be endless
+        if not path.is_file() or path.stat().st_size != end + _DIGEST:
+            return None
         data = path.read_bytes()
     except OSError:
         return None
-    payload, digest = data[:-32], data[-32:]
-    if hashlib.sha256(payload).digest() != digest:
+    if data[end:] != _digest(path, data[:end]):
         return None
-    counts: np.ndarray = np.load(io.BytesIO(payload), allow_pickle=False)
-    return counts if counts.shape == (samples, _FIELDS) else None
+    counts = np.frombuffer(data[:end], "<i4").reshape(samples, _FIELDS)
+    tokens, supervised, images = counts.T
+    return counts if (supervised >= 0).all() and (supervised <= tokens).all() and (images >= 0).all() else None
+
+
+def _digest(path: Path, payload: bytes) -> bytes:
+    # with the name, so that a file of other settings is none of these
+    return hashlib.sha256(path.name.encode() + payload).digest()
 
 
 def _write(path: Path, counts: np.ndarray) -> None:
-    """The array as NumPy writes it, its SHA-256 behind it; a folder that cannot be written costs only time."""
-    buffer = io.BytesIO()
-    np.save(buffer, counts, allow_pickle=False)
-    payload = buffer.getvalue()
+    """The numbers, int32 row by row, and a SHA-256 behind them; a folder that cannot be written costs only time."""
+    payload = counts.astype("<i4").tobytes()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as handle:
-            handle.write(payload + hashlib.sha256(payload).digest())
+            handle.write(payload + _digest(path, payload))
     except OSError as error:
         print(f"{path.parent}: lengths not kept ({error.strerror}); name another folder in data.cache", file=sys.stderr)
 

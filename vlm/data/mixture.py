@@ -71,7 +71,7 @@ class Corpus:
     def key(self, i: int) -> str:
         """Key of sample `i`; of several sets, behind the name of its own."""
         each, inside = self._find(i)
-        key = self.sets[each].entries[inside].key
+        key = self.sets[each].entries.key(inside)
         return key if len(self.sets) == 1 else f"{self.sets[each].folder.name}/{key}"
 
     def _find(self, i: int) -> tuple[int, int]:

@@ -1,13 +1,11 @@
-"""The plan: which sample is seen when, and by which rank, as a pure function of seed, step and lengths.
+"""The plan: which sample is seen when, as a pure function of seed and step.
 
 Step `s` takes samples `[s·B, (s+1)·B)` of an order that depends on seed, epoch and mixture alone, on any number of
-ranks. They are then dealt to ranks and micro-batches by cost. No loader state is ever saved.
+ranks. They are then dealt to ranks and micro-batches by cost (`deal.py`). No loader state is ever saved.
 """
 
 import hashlib
-import heapq
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -15,10 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from shards.errors import BadInput
-
-# enough to end within a thousandth of the mean, where that can be reached at all
-_SWAPS_A_ROW = 8
-_EVEN = 0.001
 
 
 class Part(NamedTuple):
@@ -130,68 +124,3 @@ def _turns(draws: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     nth = np.concatenate([np.arange(count) for count in draws])
     turn = np.lexsort((which, (nth + 0.5) / np.array(draws)[which]))
     return which[turn], nth[turn]
-
-
-def deal(tokens: Sequence[int], ranks: int, limit: int, costs: Sequence[float] | None = None) -> list[list[list[int]]]:
-    """Deal items to ranks and micro-batches by cost (default: tokens), longest first to the lightest row, then swap.
-
-    Returns `rows[rank][micro_batch]` = positions into `tokens`. All ranks get the same number of micro-batches, the
-    fewest for which no row has more than `limit` tokens (a single item above the limit gets a row of its own). A row
-    can be empty when there are fewer items than rows. Source: Graham, "Bounds on multiprocessing timing anomalies"
-    (1969).
-    """
-    costs = tokens if costs is None else costs
-    by_cost = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
-    micro_batches = max(1, -(-sum(tokens) // (ranks * limit)))
-    while True:
-        rows = _lightest_first(costs, by_cost, ranks * micro_batches)
-        if all(len(row) <= 1 or sum(tokens[i] for i in row) <= limit for row in rows):
-            break
-        micro_batches += 1
-    return _spread(_even_out(rows, np.array(tokens), np.array(costs, dtype=np.float64), limit), costs, ranks)
-
-
-def _even_out(rows: list[list[int]], tokens: np.ndarray, costs: np.ndarray, limit: int) -> list[list[int]]:
-    """Swap items of the dearest row with others' for as long as that makes it, and what it swaps with, cheaper."""
-    row_of = np.empty(len(tokens), dtype=np.int64)
-    for row, items in enumerate(rows):
-        row_of[items] = row
-    for _ in range(_SWAPS_A_ROW * len(rows)):
-        loads = np.bincount(row_of, costs, len(rows))
-        sizes = np.bincount(row_of, tokens, len(rows))
-        dearest = int(loads.argmax())
-        if loads[dearest] * (1 - _EVEN) <= loads.mean():
-            break
-        own, others = np.flatnonzero(row_of == dearest), np.flatnonzero(row_of != dearest)
-        given, taken = np.ix_(own, others)
-        saved, moved = costs[given] - costs[taken], tokens[given] - tokens[taken]
-        peak = np.maximum(loads[dearest] - saved, loads[row_of[taken]] + saved)
-        peak[(sizes[dearest] - moved > limit) | (sizes[row_of[taken]] + moved > limit)] = np.inf
-        best = np.unravel_index(int(peak.argmin()), peak.shape) if peak.size else None
-        if best is None or peak[best] >= loads[dearest]:
-            break
-        a, b = own[best[0]], others[best[1]]
-        row_of[a], row_of[b] = row_of[b], row_of[a]
-    return [np.flatnonzero(row_of == row).tolist() for row in range(len(rows))]
-
-
-def _lightest_first(costs: Sequence[float], by_cost: Sequence[int], count: int) -> list[list[int]]:
-    heap: list[tuple[float, int]] = [(0, row) for row in range(count)]
-    rows: list[list[int]] = [[] for _ in range(count)]
-    for item in by_cost:
-        load, row = heapq.heappop(heap)
-        rows[row].append(item)
-        heapq.heappush(heap, (load + costs[item], row))
-    return [sorted(row) for row in rows]
-
-
-def _spread(rows: list[list[int]], costs: Sequence[float], ranks: int) -> list[list[list[int]]]:
-    # ranks wait for each other at every micro-batch, so rows of like cost run at the same time
-    rows = sorted(rows, key=lambda row: (-sum(costs[i] for i in row), row))
-    return [rows[rank::ranks] for rank in range(ranks)]
-
-
-def balance(costs: Sequence[float], dealt: list[list[list[int]]]) -> float:
-    """Idle share of the slowest micro-batches: `1 - mean / max`, summed over micro-batches. 0 is perfect."""
-    loads = np.array([[sum(costs[i] for i in row) for row in rank] for rank in dealt])
-    return float(1 - loads.mean(axis=0).sum() / loads.max(axis=0).sum())
