@@ -10,6 +10,7 @@ from shards.errors import BadInput
 from shards.files import sealed_output
 from vlm.checkpoint import newest
 from vlm.config import Recipe
+from vlm.data.images import Pixels
 from vlm.model.load import load_model, model_folder
 
 COMPANIONS = (
@@ -21,6 +22,20 @@ COMPANIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
 )
+
+_TILED = """
+## Images in tiles
+
+An image is given as LLaVA-1.5-HD does: the whole made square, then up to {} tiles of its full resolution, each an
+image of its own for `LlavaForConditionalGeneration`. `LLaVADataProcessor` of ruvlm makes them, and its tensors go
+into plain transformers as they are:
+
+    inputs = LLaVADataProcessor(folder)("What is this?", ["photo.jpg"])
+    model.generate(**inputs)
+
+The processor in this folder, transformers' own, gives the whole image alone, at the tower's resolution. To give it
+tiles, cut them yourself and write one `<image>` for each, without anything between them.
+"""
 
 
 def write_model(
@@ -36,12 +51,13 @@ def write_model(
         config._name_or_path = ""
     # training switches it off; whoever generates wants it
     model.config.use_cache = model.config.text_config.use_cache = True
+    tiles = Pixels.of(origin).tiles
     with sealed_output(out):
         model.save_pretrained(out)
         for name in COMPANIONS:
             if (origin / name).exists():
                 shutil.copyfile(origin / name, out / name)
-        for name, text in {"README.md": card, **(extra or {})}.items():
+        for name, text in {"README.md": card + (_TILED.format(tiles) if tiles else ""), **(extra or {})}.items():
             (out / name).write_text(text, "utf-8")
 
 

@@ -87,8 +87,8 @@ def _probes(recipe: Recipe, folder: Path) -> list[Any]:
     pixels = Pixels.of(folder)
     rows = []
     for sample in (dataset.read(i) for i in range(min(PROBES, len(dataset)))):
-        images = [] if sample.image is None else [pixels.decode(sample.image)]
-        rows.append(pack([tokeniser.document(sample)], images, pixels.size))
+        views = [] if sample.image is None else list(pixels.views(sample.image))
+        rows.append(pack([tokeniser.document(sample, max(1, len(views)))], views, pixels.size))
     return rows
 
 

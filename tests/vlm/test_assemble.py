@@ -20,6 +20,7 @@ from transformers import (
 from shards.errors import BadInput
 from shards.files import verify_manifest
 from shards.texts import dataset_texts
+from vlm.data.images import Pixels
 from vlm.demo.models import write_language, write_vision
 from vlm.model.assemble import Assembly, assemble, weights_digest
 
@@ -70,13 +71,51 @@ def test_old_text_keeps_its_tokens_and_weights(parts: Path, model: Path, english
 
 
 def test_assembled_twice_is_the_same(parts: Path, russian: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
+    """Wherever the parts lie; another seed draws other weights."""
+    shutil.copytree(parts, tmp_path / "moved")
+    for name, source, seed in (("a", parts, 3), ("b", tmp_path / "moved", 3), ("other", parts, 4)):
         assemble(
-            parts / "vision", parts / "language", tmp_path / name, template="saiga",
-            new_language_texts=dataset_texts(russian), new_tokens=40, seed=3,
+            source / "vision", source / "language", tmp_path / name, template="saiga",
+            new_language_texts=dataset_texts(russian), new_tokens=40, seed=seed,
         )  # fmt: skip
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+        assert str(parts).encode() not in path.read_bytes(), path.name
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("a", "other"))
+    drawn = [name for name in one if not torch.equal(one[name], other[name])]
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in drawn} >= {"linear_1", "linear_2"}
+
+
+def test_what_is_written_beside_the_weights(parts: Path, tmp_path: Path) -> None:
+    """Digests of either part, the layer that is asked for, the tower's colours, padding, and greedy answers that the
+    template's own marker ends, not the language model's."""
+    language = shutil.copytree(parts / "language", tmp_path / "language")
+    tokenizer = AutoTokenizer.from_pretrained(language)
+    tokenizer.eos_token = tokenizer.bos_token
+    tokenizer.save_pretrained(language)
+    colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    vision, out = shutil.copytree(parts / "vision", tmp_path / "vision"), tmp_path / "out"
+    (vision / "processor_config.json").unlink(missing_ok=True)
+    (vision / "preprocessor_config.json").write_text(json.dumps(colours))
+    made = assemble(vision, language, out, template="saiga", feature_layer=-3)
+    assert made == Assembly.read(out)
+    assert (made.vision_digest, made.language_digest) == (weights_digest(vision), weights_digest(language))
+    pixels = Pixels.of(out)
+    assert (pixels.mean, pixels.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    model, added = LlavaForConditionalGeneration.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert model.config.vision_feature_layer == -3
+    assert (added.eos_token, added.pad_token) == ("</s>", "<pad>") and added.pad_token_id == model.config.pad_token_id
+    settings = model.generation_config
+    assert (settings.eos_token_id, settings.pad_token_id) == (added.eos_token_id, added.pad_token_id)
+    assert settings.do_sample is False
+
+
+def test_a_torn_description_is_named(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "assembly.json").write_text('{"vision": "x"}')
+    with pytest.raises(BadInput, match=r"assembly\.json: garbage; assemble the model again"):
+        Assembly.read(tmp_path)
+    with pytest.raises(BadInput, match=r"has no assembly\.json"):
+        Assembly.read(tmp_path / "none")
 
 
 def test_parts_reach_the_whole_unchanged(parts: Path, tmp_path: Path) -> None:

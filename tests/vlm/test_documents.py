@@ -31,15 +31,17 @@ def _plain(messages: list[Message]) -> list[dict[str, object]]:
 def test_jinja_renders_what_we_render(name: str, texts: list[str], system: str | None) -> None:
     from jinja2 import Environment
 
+    if not TEMPLATES[name].questions:
+        texts = texts[:2]
     roles = ["user", "assistant"] * 3
     messages = [Message("system", (Text(system),))] if system else []
     messages.append(Message("user", (ImagePart(), Text(texts[0]))))
     messages += [Message(role, (Text(t),)) for role, t in zip(roles[1:], texts[1:], strict=False)]  # type: ignore[arg-type]
     prompt = messages[-1].role == "user"
-    ours = "".join(p.text for p in TEMPLATES[name].render(messages, generation_prompt=prompt))
+    ours = "".join(p.text for p in TEMPLATES[name].opened("<s>").render(messages, generation_prompt=prompt))
     # as transformers renders it
     jinja = Environment(trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATES[name].jinja())
-    assert jinja.render(messages=_plain(messages), add_generation_prompt=prompt) == ours
+    assert jinja.render(messages=_plain(messages), add_generation_prompt=prompt, bos_token="<s>") == ours
 
 
 def test_prompt_equals_the_processors(model: Path, russian: Path) -> None:
@@ -85,16 +87,9 @@ def test_separate_turns_need_one_leading_image(model: Path) -> None:
         tokeniser.document(text_only)
 
 
-def test_template_without_supervised_token_is_refused(model: Path, english: Path, tmp_path: Path) -> None:
-    silent = tmp_path / "silent.yaml"
-    silent.write_text('{name: silent, start: "", system: "{text}", user: "{text}", assistant: "A", answer: ""}')
-    tokeniser = Tokeniser(load_tokenizer(model), load_template(str(silent)), 64)
-    config = DataConfig(train=str(english), template=str(silent))
-    with pytest.raises(BadInput, match=r"easyvqa-train-\d+ has no supervised token.*silent.yaml"):
-        Source(config, tokeniser, Pixels.of(model), 0)
-    # the same fault by truncation
+def test_samples_without_supervised_token_are_refused(model: Path, english: Path) -> None:
     short = Tokeniser(load_tokenizer(model), TEMPLATES["mistral-instruct"], 64, max_length=70)
-    with pytest.raises(BadInput, match=r"data\.max_length"):
+    with pytest.raises(BadInput, match=r"easyvqa-train-\d+ has no supervised token.*data\.max_length=70"):
         Source(DataConfig(train=str(english), max_length=70), short, Pixels.of(model), 0)
     with pytest.raises(BadInput, match="cuts through an image"):
         Tokeniser(load_tokenizer(model), TEMPLATES["mistral-instruct"], 64, max_length=30).document(
@@ -103,9 +98,10 @@ def test_template_without_supervised_token_is_refused(model: Path, english: Path
 
 
 UNFILLED = "{name: x, start: '', system: s, user: u, assistant: a, answer: b}"
+SILENT = "{name: x, start: '', system: '{text}', user: '{text}', assistant: a, answer: b}"
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{name: x}", "a: [", UNFILLED])
+@pytest.mark.parametrize("content", ["", "[1]", "{name: x}", "a: [", UNFILLED, SILENT])
 def test_rubbish_template_file_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "t.yaml"
     path.write_text(content)

@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import LlavaImageProcessorPil
+from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
 from shards.errors import BadInput
+from vlm.data.decode import decode_rgb
 from vlm.data.images import Pixels
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -38,6 +39,24 @@ def test_square_is_transformers_own_to_the_pixel(size: tuple[int, int], mode: st
     )(image, return_tensors="np").pixel_values[0]  # fmt: skip
     ours = Pixels(336, MEAN, STD).decode(_bytes(image))
     assert ours.dtype == np.uint8 and np.array_equal(ours, theirs.astype(np.uint8))
+
+
+@pytest.mark.parametrize("size", [(640, 427), (101, 333), (336, 336)])
+def test_square_is_llavas_padding_and_clips_processor(size: tuple[int, int]) -> None:
+    """LLaVA's own code pads and then calls CLIP's processor, whose centre crop of a square cuts nothing off."""
+    image = _noise(*size)
+    side = max(size)
+    square = Image.new("RGB", (side, side), tuple(int(m * 255) for m in MEAN))
+    square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+    clip = CLIPImageProcessorPil(
+        size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, image_mean=MEAN, image_std=STD
+    )
+    theirs = clip(square, return_tensors="pt").pixel_values
+    pixels = Pixels(336, MEAN, STD)
+    ours = torch.from_numpy(pixels.decode(_bytes(image)).copy())[None]
+    torch.testing.assert_close(pixels.normalise(ours, torch.float32), theirs, rtol=0, atol=2e-6)
+    unscaled = clip(square, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values
+    assert np.array_equal(ours.numpy(), unscaled.astype(np.uint8))
 
 
 def test_normalised_is_transformers_own() -> None:
@@ -86,3 +105,15 @@ def test_damage_is_bad_input(tmp_path: Path) -> None:
             pixels.decode(data)
     with pytest.raises(BadInput, match="too long to be made square"):
         pixels.decode(_bytes(Image.new("L", (60000, 1))))
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_turbo_decoder_gives_pillows_pixels(mode: str, subsampling: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("simplejpeg")
+    written = io.BytesIO()
+    options = {"subsampling": subsampling} if mode == "RGB" else {}
+    _noise(67, 45, mode).save(written, "JPEG", quality=80, **options)
+    turbo = decode_rgb(written.getvalue())
+    monkeypatch.setattr("vlm.data.decode._TURBO", None)
+    assert np.array_equal(turbo, decode_rgb(written.getvalue()))

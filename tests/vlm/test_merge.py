@@ -14,10 +14,10 @@ from launch.recipe import PipelineRecipe, load
 from shards.errors import BadInput
 from shards.files import verify_manifest, write_json, write_manifest
 from vlm import merge as merge_module
-from vlm.checkpoint import State, save_weights
+from vlm.checkpoint import State
 from vlm.data.images import Pixels
 from vlm.merge import merge, standing
-from vlm.model.adapter import AdapterConfig, trainable
+from vlm.model.adapter import AdapterConfig, save_adapter, trainable
 from vlm.model.assemble import Assembly
 from vlm.model.load import load_model
 from vlm.model.packed import PackedLlava
@@ -33,7 +33,7 @@ def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {n: p + 0.05 * torch.randn_like(p) for n, p in packed.named_parameters() if p.requires_grad}
     folder = tmp_path_factory.mktemp("run") / "checkpoints" / "step-00000001"
     folder.mkdir(parents=True)
-    save_weights(packed, {n: w.detach() for n, w in weights.items()}, folder)
+    save_adapter(packed, {n: w.detach() for n, w in weights.items()}, folder)
     write_manifest(folder)
     return folder.parent.parent
 

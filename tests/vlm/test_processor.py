@@ -1,6 +1,8 @@
 """LLaVADataProcessor: what it returns is what training and evaluation use, and transformers' own processor makes."""
 
 import io
+import shutil
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from shards.files import read_json, write_json
 from shards.sample import ImagePart, Message, Text
 from vlm.data.documents import Tokeniser
 from vlm.data.images import Pixels
-from vlm.data.processor import LLaVADataProcessor
+from vlm.data.processor import Dialogue, LLaVADataProcessor, Picture
 from vlm.data.template import TEMPLATES
 from vlm.model.assemble import Assembly
 from vlm.model.load import load_tokenizer
@@ -87,6 +89,47 @@ def test_tiles_are_images_of_their_own(model: Path, tmp_path: Path) -> None:
     assert llava(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
 
 
+def test_images_of_one_dialogue_may_have_other_numbers_of_tiles(model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(model, tmp_path / "tiled")
+    write_json(folder / "assembly.json", {**read_json(model / "assembly.json"), "tiles": 4})
+    pictures = [Image.new("RGB", size, "red") for size in ((128, 60), (60, 60), (128, 128))]
+    inputs = LLaVADataProcessor(folder)([Message("user", (ImagePart(), ImagePart(), ImagePart(), Text("?")))], pictures)
+    images = (inputs["input_ids"][0] == load_tokenizer(model).convert_tokens_to_ids("<image>")).int().tolist()
+    runs = [len(list(group)) for flag, group in groupby(images) if flag]
+    assert runs == [3 * 64, 64, 5 * 64] and len(inputs["pixel_values"]) == 9
+
+
+def test_a_batch_is_its_dialogues(processor: LLaVADataProcessor, model: Path, russian: Path) -> None:
+    """Padded, and with one of text alone; answered, and its labels weighed, as one by one."""
+    llava = LlavaForConditionalGeneration.from_pretrained(model)
+    samples = [ShardDataset.open(russian).read(i) for i in (0, 5)]
+    image = samples[0].image or b""
+    texts, images = ["Which shape is in the image?", "Hello", "Red?"], [[image], [], [image]]
+    together = processor.batch(texts, images)
+    assert together["input_ids"].shape == together["attention_mask"].shape and len(together["pixel_values"]) == 2
+    said = llava.generate(**together, max_new_tokens=4, min_new_tokens=4)[:, together["input_ids"].shape[1] :]
+    for i, (text, own) in enumerate(zip(texts, images, strict=True)):
+        alone = processor(text, own)
+        answer = llava.generate(**alone, max_new_tokens=4, min_new_tokens=4)
+        assert torch.equal(said[i], answer[0, alone["input_ids"].shape[1] :])
+    trained = processor.batch(samples)
+    logits = llava(**{name: tensor for name, tensor in trained.items() if name != "labels"}).logits
+    for i, sample in enumerate(samples):
+        alone = processor(sample)
+        length = alone["input_ids"].shape[1]
+        assert torch.equal(trained["labels"][i, -length:], alone["labels"][0])
+        assert (trained["labels"][i, :-length] == -100).all()
+        torch.testing.assert_close(logits[i, -length:], llava(**alone).logits[0], rtol=1e-4, atol=1e-4)
+    assert "pixel_values" not in processor.batch(["a", "b"]) and processor.batch(["a"]).to("cpu")["input_ids"].shape[0]
+    cases: tuple[tuple[list[Dialogue], list[list[Picture]], str], ...] = (
+        ([], [], "0 texts"), (["a"], [[], []], "1 texts with the images of 2"),
+        (["a", samples[0]], [], "end with an answer and some with a question"),
+    )  # fmt: skip
+    for wrong, pictures, match in cases:
+        with pytest.raises(BadInput, match=match):
+            processor.batch(wrong, pictures)
+
+
 def test_what_does_not_fit_is_refused(processor: LLaVADataProcessor, english: Path, tmp_path: Path) -> None:
     sample = ShardDataset.open(english).read(0)
     image = sample.image or b""
@@ -98,6 +141,7 @@ def test_what_does_not_fit_is_refused(processor: LLaVADataProcessor, english: Pa
         ([], [], "at least one message"),
         ("?", [b"no image"], "not a JPEG"),
         ("?", [tmp_path / "none.png"], "none.png: cannot be read"),
+        ("?", [Image.new("L", (60000, 1))], "too long to be made square"),
     ):
         with pytest.raises(BadInput, match=said):
             processor(text, images)

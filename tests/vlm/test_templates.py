@@ -1,12 +1,16 @@
 """Templates letter by letter as their families publish them, and pieces that tokenise as the whole text does."""
 
+from typing import Any
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jinja2 import Environment
 from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from shards.errors import BadInput
-from shards.sample import ImagePart, Message, Text
+from shards.sample import ImagePart, Message, Part, Text
 from vlm.data.pieces import DialogueEncoder
 from vlm.data.template import TEMPLATES
 
@@ -66,7 +70,36 @@ WORDING = {
         "<start_of_turn>model\nA cat.<end_of_turn>\n",
         "text": "<bos><start_of_turn>user\nAnd now?<end_of_turn>\n<start_of_turn>model\n",
     },
+    # LLaVA, preprocess_plain of llava/train/train.py: no question, and the caption's newline is learned
+    "plain": {
+        "turns": "<s><image>A cat.\n",
+        "system": "<s><image>A cat.\n",
+        "images": "<s><image><image>A cat.\n",
+        "text": "<s>",
+    },
 }
+# how the families' own templates render, of texts alone
+OFFICIAL = {
+    "llama-3": "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + "
+    "(m.content | trim) + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    # gemma-3-it: what the system says is not trimmed
+    "gemma": "{{ bos_token }}{% set ns = namespace(first='') %}{% for m in messages %}"
+    "{% if m.role == 'system' %}{% set ns.first = m.content + '\n\n' %}{% else %}"
+    "{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else 'user') + '\n' + ns.first + (m.content | trim) + "
+    "'<end_of_turn>\n' }}{% set ns.first = '' %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+    # Mistral-7B-Instruct-v0.2; its later wording puts one more space before every [INST]
+    "mistral-instruct": "{{ bos_token }}{% set ns = namespace(first='') %}{% for m in messages %}"
+    "{% if m.role == 'system' %}{% set ns.first = m.content + '\n\n' %}"
+    "{% elif m.role == 'user' %}{{ '[INST] ' + ns.first + m.content + ' [/INST]' }}{% set ns.first = '' %}"
+    "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}",
+    # the class Conversation of saiga_mistral_7b; it drops the newline behind the last "bot", which its model then says
+    "saiga": "{% for m in messages %}"
+    "{{ '<s>' + ('bot' if m.role == 'assistant' else m.role) + '\n' + m.content + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>bot\n' }}{% endif %}",
+}
+BOS = {"llama-3": "<|begin_of_text|>", "gemma": "<bos>"}
 
 
 @pytest.mark.parametrize("dialogue", DIALOGUES)
@@ -74,19 +107,84 @@ WORDING = {
 def test_wording_is_the_familys_own(name: str, dialogue: str) -> None:
     messages, wording = DIALOGUES[dialogue], WORDING[name][dialogue]
     prompt = messages[-1].role == "user"
-    pieces = list(TEMPLATES[name].render(messages, generation_prompt=prompt))
+    pieces = list(TEMPLATES[name].opened("<s>").render(messages, generation_prompt=prompt))
     assert "".join(piece.text for piece in pieces) == wording
-    jinja = Environment(trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATES[name].jinja())
-    assert jinja.render(messages=[m.to_json() for m in messages], add_generation_prompt=prompt) == wording
+    assert _jinja(TEMPLATES[name].jinja(), [m.to_json() for m in messages], prompt, "<s>") == wording
     # what is learned is the answer and its end, nothing of the question
     learned = [piece.text for piece in pieces if piece.supervised]
     assert [text.strip().removesuffix(TEMPLATES[name].stop) for text in learned] == ["A cat."] * (dialogue != "text")
     assert all(TEMPLATES[name].stop in text for text in learned)
 
 
-def test_a_system_message_without_its_user_is_refused() -> None:
-    with pytest.raises(BadInput, match="template gemma: a system message needs a user message"):
-        list(TEMPLATES["gemma"].render([_SYSTEM, _ANSWER]))
+def _jinja(template: str, messages: list[dict[str, Any]], prompt: bool, bos: str) -> str:
+    # as transformers renders it
+    rendered = Environment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+    return rendered.render(messages=messages, add_generation_prompt=prompt, bos_token=bos, eos_token="</s>")
+
+
+_TEXT = st.sampled_from(["What?", " What?\n", "\tи что \n там ", "\u00a0é ", "{text} {bos}"])
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+@given(st.lists(_TEXT, min_size=1, max_size=5), _TEXT)
+@settings(max_examples=25, deadline=None)
+def test_texts_are_rendered_as_the_families_own_templates_do(name: str, texts: list[str], system: str) -> None:
+    """Spaces around the words included; several turns behind a system message."""
+    roles = ["system", *["user", "assistant"] * 3]
+    turns = list(zip(roles, [system, *texts], strict=False))
+    prompt = turns[-1][0] == "user"
+    theirs = [{"role": role, "content": text} for role, text in turns]
+    expected = _jinja(OFFICIAL[name], theirs, prompt, BOS.get(name, "<s>"))
+    messages = [Message(role, (Text(text),)) for role, text in turns]  # type: ignore[arg-type]
+    ours = "".join(piece.text for piece in TEMPLATES[name].render(messages, generation_prompt=prompt))
+    assert ours == expected == _jinja(TEMPLATES[name].jinja(), theirs, prompt, "")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ((ImagePart(), Text("What?")), "<image>\nWhat?"),
+        ((Text("What?"), ImagePart()), "<image>\nWhat?"),
+        ((Text("Is"), ImagePart(), Text("it?")), "<image>\nIs it?"),
+        ((Text("a"), Text("b"), ImagePart(), Text("c"), Text("d")), "<image>\nab cd"),
+        ((ImagePart(),), "<image>\n"),
+        ((Text("1:"), ImagePart(), Text("2:"), ImagePart()), "1:<image>\n2:<image>\n"),
+    ],
+)
+def test_one_image_comes_before_the_words(content: tuple[Part, ...], words: str) -> None:
+    """As LLaVA's `preprocess_multimodal` has it, and as evaluation asks; several images keep their places."""
+    messages = [Message("user", content)]
+    assert next(p.text for p in TEMPLATES["saiga"].render(messages)).endswith(f"<s>user\n{words}</s>")
+    theirs = _jinja(TEMPLATES["saiga"].jinja(), [m.to_json() for m in messages], False, "<s>")
+    assert theirs.endswith(f"<s>user\n{words}</s>")
+    assert next(p.text for p in TEMPLATES["llama-3"].render(messages)).endswith(f"{words.strip()}<|eot_id|>")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_of_an_empty_answer_its_end_is_learned(name: str) -> None:
+    pieces = list(TEMPLATES[name].render([_QUESTION, Message("assistant", (Text(""),))]))
+    assert [p.text.strip() for p in pieces if p.supervised] == [TEMPLATES[name].stop]
+
+
+def test_dialogues_that_a_template_cannot_say_are_refused() -> None:
+    for messages in ([_SYSTEM, _ANSWER], [_SYSTEM], [_QUESTION, _ANSWER, _SYSTEM]):
+        with pytest.raises(BadInput, match="template gemma: a system message needs a user message"):
+            list(TEMPLATES["gemma"].render(messages))
+    with pytest.raises(BadInput, match="template plain: an image and one caption"):
+        list(TEMPLATES["plain"].render([_QUESTION, _ANSWER] * 2))
+
+
+def test_markers_of_another_family_are_refused(sentencepiece: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(BadInput, match=r"data.template: llama-3: its <\|begin_of_text\|> is not a token"):
+        DialogueEncoder(sentencepiece, TEMPLATES["llama-3"], image_tokens=1)
+
+
+def test_plain_opens_as_the_tokenizer_does_and_learns_the_caption(sentencepiece: PreTrainedTokenizerFast) -> None:
+    messages = [_QUESTION, _ANSWER]
+    ids, supervised = DialogueEncoder(sentencepiece, TEMPLATES["plain"], image_tokens=2).encode(messages)
+    tokens = sentencepiece.convert_ids_to_tokens(ids)
+    assert tokens[:3] == ["<s>", "<image>", "<image>"] and supervised == [False] * 3 + [True] * (len(ids) - 3)
+    assert "".join(tokens[3:]).replace("▁", " ").strip() == "A cat.<0x0A>"
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +196,7 @@ def sentencepiece() -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", *bytes_], show_progress=False)
     words = f"{_CHAT} {_SAIGA} user bot INST USER: ASSISTANT: A cat. And now? What?".split()
     tokenizer.train_from_iterator(words * 3, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>")
     fast.add_tokens(["<s>", "</s>", "<image>"], special_tokens=True)
     return fast
 

@@ -54,7 +54,8 @@ class Tokeniser:
 
     `turns="joint"` keeps a dialogue as one causal text, as LLaVA does. `turns="separate"` makes every question
     after the first image a segment of its own behind the shared prefix, so that no answer is read off an earlier
-    one.
+    one. `virtual_tokens` are those that a method puts before every document: a row has room for them, documents do not
+    hold them.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class Tokeniser:
         image_tokens: int,
         turns: str = "joint",
         max_length: int = 4096,
+        virtual_tokens: int = 0,
     ) -> None:
         if turns not in ("joint", "separate"):
             raise BadInput(f"data.turns: {turns!r} is not one of joint, separate")
         self.template, self.image_tokens, self.turns, self.max_length = template, image_tokens, turns, max_length
+        self.virtual_tokens = virtual_tokens
         self.tokenizer, self.encoder = tokenizer, DialogueEncoder(tokenizer, template, image_tokens)
         self.image_id = self.encoder.image_id
 

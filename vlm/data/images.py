@@ -45,7 +45,11 @@ class Pixels:
 
         n is `count` of the image's size.
         """
-        opened = self._open(image) if isinstance(image, bytes) else image.convert("RGB")
+        if isinstance(image, bytes):
+            opened = self._open(image)
+        else:
+            self._refuse_long(*image.size)
+            opened = image.convert("RGB")
         return np.stack([self.square(opened), *self._cut(opened)])
 
     def square(self, image: Image.Image) -> np.ndarray:
@@ -102,12 +106,15 @@ class Pixels:
 
     def _open(self, data: bytes) -> Image.Image:
         _, width, height = read_header(data)
-        if max(width, height) ** 2 > 4 * MAX_PIXELS:
-            raise BadInput(f"image of {width}x{height} pixels: too long to be made square")
+        self._refuse_long(width, height)
         try:
             return decode_rgb(data)
         except Exception as error:  # hostile bytes raise nearly any type inside the decoders
             raise BadInput(f"image cannot be decoded ({error})", "image") from error
+
+    def _refuse_long(self, width: int, height: int) -> None:
+        if max(width, height) ** 2 > 4 * MAX_PIXELS:
+            raise BadInput(f"image of {width}x{height} pixels: too long to be made square")
 
     def normalise(self, pixels_BCHW: Tensor, dtype: torch.dtype) -> Tensor:
         """uint8 (B, 3, H, W) on any device to the tower's input of the same shape."""

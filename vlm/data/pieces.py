@@ -7,9 +7,11 @@ prompt is ever followed by. There the whole dialogue is encoded once and cut whe
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import chain, repeat
 
 from transformers import PreTrainedTokenizerBase
 
+from shards.errors import BadInput
 from shards.sample import Message
 from vlm.data.template import IMAGE, ChatTemplate, Piece
 
@@ -20,20 +22,25 @@ class DialogueEncoder:
     """Encodes dialogues with one tokenizer and template; an image is `image_tokens` tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, image_tokens: int) -> None:
-        self.tokenizer, self.template, self.image_tokens = tokenizer, template, image_tokens
+        if marker := template.foreign_marker(tokenizer):
+            raise BadInput(f"data.template: {template.name}: its {marker} is not a token of the language model")
+        self.tokenizer, self.image_tokens = tokenizer, image_tokens
+        self.template = template.opened(str(tokenizer.bos_token or ""))
         self.image_id = int(tokenizer.convert_tokens_to_ids(IMAGE))
         self._alone = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         self.seamless = all(self._alone(a) + self._alone(b) == self._alone(a + b) for a, b in _PROBES)
 
     def encode(
-        self, messages: Sequence[Message], generation_prompt: bool = False, views: int = 1
+        self, messages: Sequence[Message], generation_prompt: bool = False, views: int | Sequence[int] = 1
     ) -> tuple[list[int], list[bool]]:
-        """Token ids and, of each, whether it is supervised. Every image takes `views` times `image_tokens` tokens."""
+        """Token ids and, of each, whether it is supervised. An image takes `image_tokens` tokens for each of its views,
+        as many in every image or in each by itself."""
         pieces = list(self.template.render(messages, generation_prompt))
+        counts = repeat(views) if isinstance(views, int) else chain(views, repeat(1))
         ids: list[int] = []
         supervised: list[bool] = []
         for piece, tokens in zip(pieces, self._tokens(pieces), strict=True):
-            wide = [t for i in tokens for t in ([i] * self.image_tokens * views if i == self.image_id else [i])]
+            wide = [t for i in tokens for t in ([i] * self.image_tokens * next(counts) if i == self.image_id else [i])]
             ids += wide
             supervised += [piece.supervised] * len(wide)
         return ids, supervised

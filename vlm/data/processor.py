@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
+from transformers import BatchFeature
 
 from shards.errors import BadInput
 from shards.sample import ImagePart, Message, Sample, Text
@@ -17,17 +19,24 @@ from vlm.model.assemble import Assembly
 from vlm.model.load import load_tokenizer
 
 Picture = bytes | Path | str | Image.Image
+Dialogue = str | Sequence[Message] | Sample
 
 
 class LLaVADataProcessor:
     """Turns images and text into tensors, the very ones that training and evaluation use.
 
-    `folder` is an assembled model (`vlm assemble`), `template` a chat template other than the model's. The output
-    goes into the model as it is:
+    `folder` is an assembled or merged model, `template` a chat template other than the model's. The output goes into
+    plain transformers' `LlavaForConditionalGeneration` as it is:
 
     >>> processor = LLaVADataProcessor("models/llava-saiga")
-    >>> inputs = processor("Что на картинке?", ["cat.jpg"])
+    >>> inputs = processor("Что на картинке?", ["cat.jpg"]).to("cuda")
     >>> answer = model.generate(**inputs, max_new_tokens=32)
+
+    An image is put in the middle of a square of the mean colour and resized to the tower's size (336 pixels for
+    CLIP ViT-L/14-336) with Pillow's bicubic filter, as LLaVA 1.5 does: its pixels are those of transformers'
+    `CLIPImageProcessorPil` after LLaVA's padding, each one equal. The processor that transformers takes where
+    torchvision is installed resizes by another filter. Of a model with tiles the whole is followed by the tiles.
+    Images are not turned by their EXIF orientation: nothing of LLaVA's is.
     """
 
     def __init__(self, folder: Path | str, template: str = "") -> None:
@@ -38,11 +47,11 @@ class LLaVADataProcessor:
         chat = load_template(template or assembly.template)
         self.encoder = DialogueEncoder(self.tokenizer, chat, assembly.image_tokens)
 
-    def __call__(self, text: str | Sequence[Message] | Sample, images: Sequence[Picture] = ()) -> dict[str, Tensor]:
+    def __call__(self, text: Dialogue, images: Sequence[Picture] = ()) -> BatchFeature:
         """Tensors of one dialogue of L tokens and its images.
 
         `text` is a question (the images stand before it), messages, or a sample with its own image. Images are the
-        bytes, the path or a PIL image each, one for every place that the messages give one.
+        bytes, the path or a PIL image each, one for every place that the messages give one; text alone has none.
 
         Returns `input_ids` and `attention_mask`, int64 (1, L), every image as many `<image>` tokens as it has
         patches; `pixel_values`, float32 (n, 3, size, size), n the number of images or, with tiles, of their views,
@@ -55,14 +64,13 @@ class LLaVADataProcessor:
         """
         messages, pictures = self._dialogue(text, images)
         views = [self._views(picture) for picture in pictures]
+        counts = [len(v) for v in views]
         places = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
         if places != len(views):
             raise BadInput(f"the messages name {places} images and {len(views)} are given")
-        if any(len(v) != len(views[0]) for v in views):
-            raise BadInput("images of one dialogue must have the same number of tiles; give them one by one")
         prompt = messages[-1].role != "assistant"
-        ids, supervised = self.encoder.encode(messages, prompt, len(views[0]) if views else 1)
-        if ids.count(self.encoder.image_id) != self.encoder.image_tokens * sum(map(len, views)):
+        ids, supervised = self.encoder.encode(messages, prompt, counts)
+        if ids.count(self.encoder.image_id) != self.encoder.image_tokens * sum(counts):
             raise BadInput(f"the text holds {IMAGE}, which stands for an image; write it in another way")
         tensors = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
         if views:
@@ -70,11 +78,31 @@ class LLaVADataProcessor:
         if not prompt:
             labels = [token if flag else IGNORE for token, flag in zip(ids, supervised, strict=True)]
             tensors["labels"] = torch.tensor([labels])
-        return tensors
+        return BatchFeature(tensors)
 
-    def _dialogue(
-        self, text: str | Sequence[Message] | Sample, images: Sequence[Picture]
-    ) -> tuple[Sequence[Message], Sequence[Picture]]:
+    def batch(self, texts: Sequence[Dialogue], images: Sequence[Sequence[Picture]] = ()) -> BatchFeature:
+        """The tensors of B dialogues in one batch, as of each alone; `images` holds the images of each of `texts`.
+
+        Shorter dialogues are padded on the left, so that `generate` goes on from the end of each: `input_ids` and
+        `attention_mask`, 0 at the padding, int64 (B, longest); `pixel_values` of all images, dialogue by dialogue,
+        absent where there is none; `labels` -100 at the padding. Raises BadInput as one dialogue does, and where
+        some end with an answer and others with a question.
+        """
+        if not texts or (images and len(images) != len(texts)):
+            raise BadInput(f"{len(texts)} texts with the images of {len(images)}: give those of each, or none at all")
+        each = [self(text, images[i] if images else ()) for i, text in enumerate(texts)]
+        if len({"labels" in one for one in each}) > 1:
+            raise BadInput("some dialogues end with an answer and some with a question; batch them apart")
+        fill = {"input_ids": int(self.tokenizer.pad_token_id), "attention_mask": 0, "labels": IGNORE}
+        tensors = {name: self._padded([one[name] for one in each], fill[name]) for name in fill if name in each[0]}
+        pixels = [one["pixel_values"] for one in each if "pixel_values" in one]
+        return BatchFeature(tensors | ({"pixel_values": torch.cat(pixels)} if pixels else {}))
+
+    def _padded(self, rows: list[Tensor], value: int) -> Tensor:
+        longest = max(row.shape[1] for row in rows)
+        return torch.cat([pad(row, (longest - row.shape[1], 0), value=value) for row in rows])
+
+    def _dialogue(self, text: Dialogue, images: Sequence[Picture]) -> tuple[Sequence[Message], Sequence[Picture]]:
         if isinstance(text, Sample):
             if images:
                 raise BadInput("a sample has its own image; give no others")

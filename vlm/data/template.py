@@ -6,16 +6,18 @@ mismatch" between prompt and labels cannot arise.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import PreTrainedTokenizerBase
 
 from shards.errors import BadInput
-from shards.sample import ImagePart, Message
+from shards.sample import ROLES, ImagePart, Message
 
 IMAGE = "<image>"
+BOS = "{bos}"
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """Text around each role's words. `{text}` stands for the words.
+    """Text around each role's words. `{text}` stands for the words, `{bos}` in `start` for the tokenizer's own token.
 
-    An image is written as `<image>` + newline before them. With `system_in_user` the system's text opens the first
-    user message instead of standing before it. `markers` are the texts that a tokenizer must know as one token each;
-    the one that ends `answer` ends what a model generates.
+    A message's one image is written before its words wherever it stands among them, as LLaVA does; several keep their
+    places. With `system_in_user` the system's text opens the first user message instead of standing before it. Space
+    around the words of the roles in `trim` is dropped. Without `questions` a dialogue is an image and its caption.
+    `markers` are the texts that a tokenizer must know as one token each; the one that ends `answer` ends what a model
+    generates.
     """
 
     name: str
@@ -43,14 +47,21 @@ class ChatTemplate:
     answer: str
     default_system: str = ""
     system_in_user: bool = False
+    image: str = IMAGE + "\n"
+    questions: bool = True
+    trim: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for key in ("system", "user"):
+        for key in ("system", "user", "answer"):
             if getattr(self, key).count("{text}") != 1:
                 raise BadInput(f"template {self.name}: key {key!r} must hold {{text}} once")
+        if self.image.count(IMAGE) != 1:
+            raise BadInput(f"template {self.name}: key 'image' must hold {IMAGE} once")
         if self.default_system and self.system_in_user:
             raise BadInput(f"template {self.name}: default_system and system_in_user exclude each other")
+        if unknown := set(self.trim) - set(ROLES):
+            raise BadInput(f"template {self.name}: key 'trim': {min(unknown)!r} is none of {', '.join(ROLES)}")
 
     @property
     def stop(self) -> str:
@@ -58,19 +69,31 @@ class ChatTemplate:
         end = self.answer.partition("{text}")[2].strip()
         return end if end in self.markers else ""
 
+    def foreign_marker(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The first marker that is not one token of `tokenizer`; empty where all are."""
+        markers = (m for m in self.markers if len(tokenizer.encode(m, add_special_tokens=False)) != 1)
+        return next(markers, "")
+
+    def opened(self, bos: str) -> "ChatTemplate":
+        """The template of a tokenizer whose texts begin with `bos`."""
+        return replace(self, start=self.start.replace(BOS, bos))
+
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> Iterator[Piece]:
         """Yield the dialogue's pieces; unsupervised neighbours are joined, so a prompt tokenises the same in every use.
 
-        Source: the segment-wise masking of LLaVA's `preprocess_v1`, without its re-tokenisation.
+        Source: the segment-wise masking of LLaVA's `preprocess_v1`, without its re-tokenisation, and its
+        `preprocess_plain`. Raises BadInput for a system message that no user message follows where it belongs into
+        one, and, without `questions`, for more than one answer.
         """
+        if not self.questions and sum(message.role == "assistant" for message in messages) > 1:
+            raise BadInput(f"template {self.name}: an image and one caption are wanted, the dialogue has more answers")
         context, held = self.start, ""
         if self.default_system and messages[0].role != "system":
             context += self.system.replace("{text}", self.default_system)
         for message in messages:
-            text = "".join(IMAGE + "\n" if isinstance(part, ImagePart) else part.text for part in message.content)
-            if held and message.role == "assistant":
-                raise BadInput(f"template {self.name}: a system message needs a user message after it")
+            text = self._words(message)
             if message.role == "assistant":
+                self._refuse(held)
                 yield Piece(context + self.assistant, False)
                 yield Piece(self.answer.replace("{text}", text), True)
                 context = ""
@@ -81,17 +104,33 @@ class ChatTemplate:
                 held += self.system.replace("{text}", text)
             else:
                 context += self.system.replace("{text}", text)
+        self._refuse(held)
         if generation_prompt:
             context += self.assistant
         if context:
             yield Piece(context, False)
 
+    def _refuse(self, held: str) -> None:
+        if held:
+            raise BadInput(f"template {self.name}: a system message needs a user message after it")
+
+    def _words(self, message: Message) -> str:
+        images = sum(isinstance(part, ImagePart) for part in message.content)
+        if not self.questions and message.role != "assistant":
+            return self.image * images
+        # what stood on both sides of an image that is moved must not grow together
+        words, gap = self.image if images == 1 else "", ""
+        for i, part in enumerate(message.content):
+            if not isinstance(part, ImagePart):
+                words, gap = words + gap + part.text, ""
+            elif images == 1:
+                gap = " " if i else ""
+            else:
+                words += self.image
+        return words.strip() if message.role in self.trim else words
+
     def jinja(self) -> str:
         """The same template as Hugging Face's `chat_template` text."""
-        words = "{% set ns.text = '' %}{% if message.content is string %}{% set ns.text = message.content %}{% else %}"
-        words += "{% for part in message.content %}{% if part.type == 'image' %}"
-        words += "{% set ns.text = ns.text + '<image>\\n' %}{% else %}{% set ns.text = ns.text + part.text %}"
-        words += "{% endif %}{% endfor %}{% endif %}"
         roles = {"user": _jinja_text(self.user), "system": _jinja_text(self.system)}
         if self.system_in_user:
             before, _, after = self.system.partition("{text}")
@@ -106,11 +145,34 @@ class ChatTemplate:
         if self.default_system:
             text = _literal(self.system.replace("{text}", self.default_system))
             system = "{% if messages[0].role != 'system' %}" + text + "{% endif %}"
+        before, bos, after = self.start.partition(BOS)
+        start = _literal(before) + ("{{ bos_token }}" if bos else "") + _literal(after)
         return (
-            "{% set ns = namespace(text='', held='') %}" + _literal(self.start) + system
-            + "{% for message in messages %}" + words + branches + "{% endif %}{% endfor %}"
+            "{% set ns = namespace(text='', held='', gap='') %}" + start + system
+            + "{% for message in messages %}" + self._jinja_words() + branches + "{% endif %}{% endfor %}"
             + "{% if add_generation_prompt %}" + _literal(self.assistant) + "{% endif %}"
         )  # fmt: skip
+
+    def _jinja_words(self) -> str:
+        """Sets ns.text as `_words` does."""
+        image = _quoted(self.image)
+        words = (
+            "{% set ns.text = '' %}{% set ns.gap = '' %}"
+            "{% if message.content is string %}{% set ns.text = message.content %}{% else %}"
+            "{% set images = message.content | selectattr('type', 'equalto', 'image') | list | length %}"
+            f"{{% if images == 1 %}}{{% set ns.text = {image} %}}{{% endif %}}{{% for part in message.content %}}"
+            "{% if part.type != 'image' %}{% set ns.text = ns.text + ns.gap + part.text %}{% set ns.gap = '' %}"
+            "{% elif images == 1 %}{% set ns.gap = '' if loop.first else ' ' %}"
+            f"{{% else %}}{{% set ns.text = ns.text + {image} %}}{{% endif %}}{{% endfor %}}{{% endif %}}"
+        )
+        if self.trim:
+            words += f"{{% if message.role in {list(self.trim)} %}}{{% set ns.text = ns.text | trim %}}{{% endif %}}"
+        if not self.questions:
+            words += (
+                "{% if message.role != 'assistant' %}{% set ns.text = '' if message.content is string else "
+                f"{image} * (message.content | selectattr('type', 'equalto', 'image') | list | length) %}}{{% endif %}}"
+            )
+        return words
 
 
 def _quoted(text: str) -> str:
@@ -177,9 +239,11 @@ TEMPLATES: dict[str, ChatTemplate] = {
             user=_LLAMA_3.format(role="user") + "{text}<|eot_id|>",
             assistant=_LLAMA_3.format(role="assistant"),
             answer="{text}<|eot_id|>",
+            trim=ROLES,
             markers=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         ),
-        # "Gemma formatting and system instructions" of its documentation: there is no system role
+        # "Gemma formatting and system instructions" of its documentation, and the chat template of gemma-3-it: there is
+        # no system role
         ChatTemplate(
             name="gemma",
             start="<bos>",
@@ -188,7 +252,19 @@ TEMPLATES: dict[str, ChatTemplate] = {
             assistant="<start_of_turn>model\n",
             answer="{text}<end_of_turn>\n",
             system_in_user=True,
+            trim=("user", "assistant"),
             markers=("<bos>", "<start_of_turn>", "<end_of_turn>"),
+        ),
+        # LLaVA's first stage, its preprocess_plain: an image, its caption, a newline
+        ChatTemplate(
+            name="plain",
+            start=BOS,
+            system="{text}",
+            user="{text}",
+            assistant="",
+            answer="{text}\n",
+            image=IMAGE,
+            questions=False,
         ),
     )
 }
@@ -203,7 +279,7 @@ def load_template(name: str) -> ChatTemplate:
         raise BadInput(f"data.template: unknown template {name!r}; choose {', '.join(TEMPLATES)} or a .yaml file")
     try:
         fields: Any = yaml.safe_load(path.read_text("utf-8"))
-        return ChatTemplate(**{**fields, "markers": tuple(fields.get("markers", ()))})
+        return ChatTemplate(**{**fields, **{key: tuple(fields.get(key, ())) for key in ("trim", "markers")}})
     except (OSError, TypeError, AttributeError, yaml.YAMLError) as error:
         known = ", ".join(asdict(TEMPLATES["saiga"]))
         raise BadInput(f"{path}: not a chat template ({error}); it needs the keys {known}") from None

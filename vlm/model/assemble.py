@@ -134,9 +134,8 @@ def _check_options(dtype: str, projector: str, weights: Path | None, anew: bool,
 
 def _extend(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], size: int, chat: ChatTemplate) -> list[int]:
     """Add `<image>`, `<pad>` and learned tokens; end of text becomes what ends an answer in the template."""
-    for marker in chat.markers:
-        if len(tokenizer.encode(marker, add_special_tokens=False)) != 1:
-            raise BadInput(f"--template {chat.name}: its {marker} is not a token of the language model; take another")
+    if marker := chat.foreign_marker(tokenizer):
+        raise BadInput(f"--template {chat.name}: its {marker} is not a token of the language model; take another")
     new_ids = extend_vocabulary(tokenizer, texts, size) if size else []
     before = len(tokenizer)
     tokenizer.add_tokens([IMAGE, PAD], special_tokens=True)
@@ -159,8 +158,6 @@ def _grow(text_model: PreTrainedModel, size: int, new_ids: list[int]) -> None:
             known = layer.weight[: spare[0]].float()
             drawn = known.mean(0) + 1e-3 * known.std(0) * torch.randn(len(spare), known.shape[1])
             layer.weight[spare] = drawn.to(layer.weight.dtype)
-            if text_model.config.tie_word_embeddings:
-                break
 
 
 def _join(

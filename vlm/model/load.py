@@ -8,8 +8,8 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTraine
 from shards.errors import BadInput
 from shards.files import read_json, verify_manifest
 from vlm.model.assemble import DTYPES as DTYPES
-from vlm.model.assemble import Assembly
 from vlm.model.attention import PACKED
+from vlm.model.projector import keep_identity
 
 
 @dataclass(kw_only=True)
@@ -42,10 +42,6 @@ def model_folder(config: ModelConfig) -> Path:
     problems = verify_manifest(folder)
     if problems:
         raise BadInput(f"model.base: {folder} is damaged: {problems[0]}")
-    if (folder / "assembly.json").exists() and Assembly.read(folder).tiles:
-        raise BadInput(
-            f"model.base: {folder} takes tiles, which LLaVADataProcessor alone makes; assemble without --tiles"
-        )
     return folder
 
 
@@ -57,6 +53,7 @@ def load_model(folder: Path, dtype: str, packed: bool) -> LlavaForConditionalGen
         attn_implementation={"text_config": PACKED if packed else "sdpa", "vision_config": "sdpa"},
         trust_remote_code=False,
     )
+    keep_identity(model.model.multi_modal_projector, model.config.projector_hidden_act)
     # a cache made in training lets documents of a packed row see each other without any error
     if packed:
         model.config.use_cache = model.config.text_config.use_cache = False

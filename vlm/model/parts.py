@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     SiglipVisionModel,
 )
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from shards.errors import BadInput
 from shards.files import MANIFEST, read_json, sha256_file
@@ -123,7 +124,7 @@ def _fetch(option: str, name: str) -> Path:
 
 def weights_digest(path: Path) -> str:
     """sha256 over the digests of a model folder's weight files, as its manifest says where there is one; of a GGUF
-    file, the file's."""
+    file, the file's. With tiles the same weights are another model, whose digest differs."""
     if path.is_file():
         return sha256_file(path)
     files = sorted(file.name for file in path.glob("*.safetensors")) or sorted(f.name for f in path.glob("*.bin"))
@@ -131,6 +132,9 @@ def weights_digest(path: Path) -> str:
         raise BadInput(f"{path} has no model.safetensors; save the model in safetensors form first")
     sealed = read_json(path / MANIFEST)["files"] if (path / MANIFEST).exists() else {}
     digests = [sealed[name]["sha256"] if name in sealed else sha256_file(path / name) for name in files]
+    assembly = path / "assembly.json"
+    if tiles := read_json(assembly).get("tiles", 0) if assembly.exists() else 0:
+        digests.append(f" tiles {tiles}")
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -210,8 +214,9 @@ def load_language(part: Part, dtype: torch.dtype | None) -> PreTrainedModel:
 
 
 def load_part_tokenizer(part: Part, model_type: str) -> PreTrainedTokenizerFast:
-    """The language model's tokenizer. The type saves another pass over a GGUF file's vocabulary, which takes 10 s."""
-    kind = {"tokenizer_type": model_type} if part.gguf else {}
+    """The language model's tokenizer."""
+    # the type saves another pass over a GGUF file's vocabulary, which takes 10 s; transformers knows it of some models
+    kind = {"tokenizer_type": model_type} if part.gguf and TOKENIZER_MAPPING_NAMES.get(model_type) else {}
     try:
         return AutoTokenizer.from_pretrained(trust_remote_code=False, **kind, **part.source())
     except ImportError as error:

@@ -28,7 +28,7 @@ def new_projector(config: LlavaConfig, dtype: torch.dtype) -> LlavaMultiModalPro
     """A projector whose weights are drawn as transformers draws them: LLaVA 1.5's two layers, or a linear map.
 
     LLaVA's class in transformers always has two layers. A linear projector is written as one with no activation
-    between them, whose second layer starts as the identity.
+    between them, whose second layer is the identity and stays it (`keep_identity`).
     """
     projector = LlavaMultiModalProjector(config)
     std = getattr(config.text_config, "initializer_range", 0.02)
@@ -43,11 +43,14 @@ def new_projector(config: LlavaConfig, dtype: torch.dtype) -> LlavaMultiModalPro
 def load_projector(projector: LlavaMultiModalProjector, kind: str, file: Path, anew: bool) -> bool:
     """Copy trained weights into `projector`: LLaVA's `mm_projector.bin`, or safetensors with those or
     transformers' names. Whether it did: weights of another shape are refused, or with `anew` left out.
+
+    Two linear layers of a linear projector become one and the identity.
     """
     found = _read(file)
     wanted = projector.state_dict()
+    identity = {name: wanted[name] for name in ("linear_2.weight", "linear_2.bias")}
     if kind == "linear" and "linear_2.weight" not in found:
-        found |= {name: wanted[name] for name in ("linear_2.weight", "linear_2.bias")}
+        found |= identity
     here, there = _shapes(found), _shapes(wanted)
     if here != there:
         if anew:
@@ -55,8 +58,34 @@ def load_projector(projector: LlavaMultiModalProjector, kind: str, file: Path, a
         raise BadInput(
             f"--projector-weights {file}: {here} does not fit these models, {there}; --reinit-projector starts anew"
         )
+    if kind == "linear":
+        found = _folded(found) | identity
     projector.load_state_dict(found)
     return True
+
+
+def keep_identity(projector: LlavaMultiModalProjector, activation: str) -> None:
+    """Take the second layer of a linear projector out of training: its weights are saved and loaded, never learned.
+
+    Two trained matrices in a row would be several times the parameters of the one that they amount to.
+    """
+    layer = projector.linear_2
+    if activation != KINDS["linear"]:
+        return
+    # of a model that is only counted there are no values to look at
+    if not layer.weight.is_meta and not torch.equal(layer.weight, torch.eye(*layer.weight.shape).to(layer.weight)):
+        return
+    for name, value in list(layer.named_parameters(recurse=False)):
+        delattr(layer, name)
+        layer.register_buffer(name, value.detach())
+
+
+def _folded(layers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`linear_1` that does what both layers do, in their dtype."""
+    first, second = layers["linear_1.weight"], layers["linear_2.weight"].double()
+    bias = second @ layers["linear_1.bias"].double() + layers["linear_2.bias"].double()
+    weight = second @ first.double()
+    return {"linear_1.weight": weight.to(first.dtype), "linear_1.bias": bias.to(first.dtype)}
 
 
 def _shapes(weights: dict[str, Tensor]) -> str:
