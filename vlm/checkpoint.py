@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shards.errors import BadInput
 from shards.files import read_json, sync_folder, verify_manifest, write_atomic, write_json, write_manifest
-from vlm.engine import MOMENTS, Engine, all_reduce_sum
+from vlm.engine import MOMENTS, Engine
 from vlm.model.adapter import save_adapter
-from vlm.stop import Fault
 
 
 @dataclass(kw_only=True)
@@ -34,6 +33,8 @@ class CheckpointConfig:
     """Besides, keep those whose step is a multiple of this for good; 0 keeps none so."""
     best: bool = True
     """Besides, save and keep the one with the lowest held-out loss."""
+    background: bool = True
+    """Write files while the next steps run; the last save, and one on a stop, are waited for."""
 
     def __post_init__(self) -> None:
         if self.every < 1 or min(self.keep, self.keep_every) < 0:
@@ -90,56 +91,33 @@ def read_state(folder: Path) -> State:
     return State(**read_json(folder / "state.json"))
 
 
-def save(model: nn.Module, run: Path, state: State, config: CheckpointConfig) -> Path:
-    """Write a checkpoint; collective, every rank must call it. Returns its folder.
+def begin(model: nn.Module, gathered: dict[str, Tensor], folder: Path) -> None:
+    """Make a checkpoint's folder, with the `adapter/` that others read where an adapter is trained.
 
-    Raises Fault on every rank where the disk took it not: the checkpoints before it stand.
+    Apart from `commit` because PEFT takes it from the module itself, which the next step changes.
     """
-    gathered = gather_trainable(model)
-    folder = step_folder(run, state.step)
-    problem = _commit(model, gathered, folder, state, config) if dist.get_rank() == 0 else None
-    if all_reduce_sum(float(problem is not None)):
-        # the other ranks know only that it failed
-        raise Fault(f"{folder}: the checkpoint could not be written{f': {problem}' if problem else ', see rank 0'}")
-    return folder
-
-
-def _commit(
-    model: nn.Module, gathered: dict[str, Tensor], folder: Path, state: State, config: CheckpointConfig
-) -> str | None:
-    """What the disk or file system objected to, or None."""
-    try:
-        _write(model, gathered, folder, state)
-        write_atomic(folder.parent / "latest", folder.name + "\n")
-        if state.best_step == state.step:
-            write_atomic(folder.parent / "best", folder.name + "\n")
-        _prune(folder.parent, config, folder.name, state.best_step)
-    except (OSError, SafetensorError) as error:
-        if not (folder / "MANIFEST.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        return str(error)
-    return None
-
-
-def _write(model: nn.Module, gathered: dict[str, Tensor], folder: Path, state: State) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     (folder / "optimizer").mkdir(parents=True)
+    save_adapter(model, _weights(gathered), folder)
+
+
+def commit(gathered: dict[str, Tensor], folder: Path, state: State, config: CheckpointConfig) -> None:
+    """Write the rest of a checkpoint that is begun, seal it, move `latest` and `best` to it, and remove old ones."""
     save_file(gathered, folder / "optimizer" / "state.safetensors")
-    weights = {n.removesuffix("/param"): t for n, t in gathered.items() if n.endswith("/param")}
-    save_weights(model, weights, folder)
+    if not (folder / "adapter").exists():
+        save_file(_weights(gathered), folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "state.json", asdict(state))
     write_manifest(folder)
     sync_folder(folder.parent)
+    write_atomic(folder.parent / "latest", folder.name + "\n")
+    if state.best_step == state.step:
+        write_atomic(folder.parent / "best", folder.name + "\n")
+    _prune(folder.parent, config, folder.name, state.best_step)
 
 
-def save_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
-    """Trainable weights as others read them: PEFT's `adapter/`.
-
-    Or `model.safetensors` for projector and full training.
-    """
-    if not save_adapter(model, weights, folder):
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+def _weights(gathered: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removesuffix("/param"): t for n, t in gathered.items() if n.endswith("/param")}
 
 
 def _prune(folder: Path, config: CheckpointConfig, newest: str, best_step: int) -> None:
@@ -168,6 +146,11 @@ def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
             if dist.get_rank() == 0:
                 gathered[f"{name}/{key}"] = whole.detach().float().cpu().contiguous().clone()
     return gathered
+
+
+def size(model: nn.Module) -> int:
+    """Bytes that a checkpoint of `model` takes, about: weights and moments, and the weights again for others."""
+    return 4 * (2 + len(MOMENTS)) * sum(getattr(p, "ds_numel", p.numel()) for _, p in _trainable(model))
 
 
 def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

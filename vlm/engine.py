@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shards.errors import BadInput
 from shards.files import read_json
+from vlm import stop
 from vlm.optim import OptimConfig, make_optimizer
 from vlm.world import World, find_world
 
@@ -47,6 +48,8 @@ class EngineConfig:
     """Steps after which the ranks' speeds are compared; one that is slow in three windows in a row is named."""
     tensorboard: bool = False
     """Write the step events to RUN/tensorboard too; needs the extra `tensorboard`."""
+    wandb: bool = False
+    """Send them to Weights & Biases too, project `name`; needs the extra `wandb`. WANDB_MODE=offline is honoured."""
 
     def __post_init__(self) -> None:
         if self.watchdog < 0 or self.watchdog_seconds <= 0 or self.window < 1:
@@ -83,7 +86,10 @@ def deepspeed_config(config: EngineConfig, optim: OptimConfig, dtype: str, world
 
 
 def start_world(config: EngineConfig) -> World:
-    """Join the process group (nccl on CUDA, gloo elsewhere) and return this rank's place."""
+    """Join the process group (nccl on CUDA, gloo elsewhere) and return this rank's place.
+
+    Raises Requeue where a stop was asked for meanwhile.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -104,6 +110,7 @@ def start_world(config: EngineConfig) -> World:
         method = f"tcp://{world.address}:{world.port}" if world.port else None
         dist.init_process_group(backend, method, rank=world.rank, world_size=world.size, store=store)
     deepspeed.init_distributed(backend, auto_mpi_discovery=False)
+    stop_if_asked()
     return world
 
 
@@ -118,6 +125,7 @@ class Engine:
         import deepspeed
         from deepspeed.accelerator import get_accelerator
 
+        stop_if_asked()
         if config["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
             raise BadInput("model.dtype: this device does not compute in float16; use bfloat16 or float32")
         self.names = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
@@ -186,6 +194,12 @@ class Engine:
         for name, value in state.items():
             if name in _SCALE and self.ds.optimizer.loss_scaler.dynamic:
                 setattr(self.ds.optimizer.loss_scaler, name, value)
+
+
+def stop_if_asked() -> None:
+    """Raise Requeue on every rank where a stop was asked for on any; nothing is trained yet, so nothing is saved."""
+    if all_reduce_sum(float(stop.asked())):
+        raise stop.obey()
 
 
 def all_reduce_sum(value: float) -> float:

@@ -12,6 +12,8 @@ from typing import Any
 from shards.files import write_atomic
 
 LONGEST_LINE = 64 * 1024
+# a disk that takes no more must not end the run before a save has said so
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Events:
@@ -24,15 +26,15 @@ class Events:
         """One event with its time (seconds since the epoch)."""
         if self.enabled:
             line = json.dumps({"event": event, "time": round(time.time(), 3), **fields}, ensure_ascii=False) + "\n"
-            fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
-                os.write(fd, line.encode())
+                fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+                try:
+                    os.write(fd, line.encode())
+                finally:
+                    os.close(fd)
             except OSError as error:
-                # a full disk must not end the run before a save has said so
-                if error.errno != errno.ENOSPC:
+                if error.errno not in _FULL:
                     raise
-            finally:
-                os.close(fd)
 
 
 def read_events(run: Path) -> list[dict[str, Any]]:
@@ -82,5 +84,5 @@ class Heartbeat:
             try:
                 write_atomic(self.path, json.dumps(state))
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in _FULL:
                     raise

@@ -44,8 +44,8 @@ class Heldout:
         sizes = tuple(ShardDataset.open(Path(config.data)).shard_sizes)
         self.plan = Plan(sizes, data.batch_size, 1.0, 0)
 
-    def loss(self, engine: Engine, rank: int, ranks: int, go_on: Callable[[], bool]) -> float | None:
-        """Collective. None as soon as `go_on`, asked at every micro-batch, says no on all ranks."""
+    def loss(self, engine: Engine, rank: int, ranks: int, must_stop: Callable[[], bool]) -> float | None:
+        """Collective. None as soon as `must_stop`, asked at every micro-batch, says so on all ranks."""
         end = min(self.plan.steps, self.config.batches or self.plan.steps)
         total, supervised = 0.0, 0
         skips = Skips(self.source.config.max_skipped, self.plan.samples)
@@ -56,7 +56,7 @@ class Heldout:
                 for step in map(skips.agree, loader.steps(0, end)):
                     for micro_batch in step.micro_batches:
                         total += float(engine.ds(micro_batch.to(engine.device)))
-                        if not go_on():
+                        if must_stop():
                             return None
                     supervised += step.supervised
         finally:

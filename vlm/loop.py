@@ -8,20 +8,23 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from shards.errors import BadInput
 from vlm import checkpoint, stop
 from vlm.checkpoint import State
 from vlm.config import Recipe
 from vlm.data.loader import Loader, Step
 from vlm.data.plan import Plan
 from vlm.data.skips import Skips
+from vlm.deadline import Deadline
 from vlm.engine import Engine, all_reduce_sums, gather_floats
 from vlm.events import Events, Heartbeat
 from vlm.health import Spikes, Stragglers, finite
 from vlm.heldout import Heldout
 from vlm.model.packed import PackedLlava
 from vlm.optim import set_learning_rate
+from vlm.saver import Saver
 from vlm.speed import Work, peak_memory
-from vlm.tensorboard import Board
+from vlm.tracking import Board
 from vlm.watchdog import Watchdog
 
 _SAMPLES_NAMED = 32
@@ -64,13 +67,29 @@ class Training:
 
     def __post_init__(self) -> None:
         self.stragglers = Stragglers(dist.get_world_size())
+        self.deadline = Deadline(checkpoint.size(self.model))
+        run, config = Path(self.recipe.run), self.recipe.checkpoint
+        self.saver = Saver(self.model, run, config, self.watchdog.beat, self.saved)
 
     def loop(self, loader: Loader, state: State) -> Path:
         """Steps from `state` on; returns the last checkpoint's folder.
 
-        Raises Requeue after a checkpoint when a stop was asked for, Fault when numbers stay not finite.
+        Raises Requeue after a checkpoint when a stop was asked for, Fault when numbers stay not finite or the disk took
+        no checkpoint.
         """
+        try:
+            return self._loop(loader, state)
+        except (stop.Fault, BadInput):
+            # all ranks end here alike: what is being written may become whole
+            self.saver.wait()
+            raise
+        finally:
+            self.saver.close()
+
+    def _loop(self, loader: Loader, state: State) -> Path:
         folder, saved = Path(), state.step
+        if self.must_stop():
+            self.stop(state, saved)
         state = self.evaluate(state, saved)
         waiting = time.perf_counter()
         for step in loader.steps(state.step, self.steps):
@@ -82,14 +101,16 @@ class Training:
                 self.stop(state, saved)
             seconds = time.perf_counter() - waiting
             self.watchdog.step(seconds)
+            self.deadline.stepped(seconds)
             state = self.advance(state, step, measured)
             self.report(step, measured, seconds, waited)
             self.judge(state, step, measured)
             before = state.best_step
             state = self.evaluate(state, saved)
-            better = self.recipe.checkpoint.best and state.best_step > before
-            if better or state.step == self.steps or state.step % self.recipe.checkpoint.every == 0:
-                folder, saved = self.save(state), state.step
+            better, last = self.recipe.checkpoint.best and state.best_step > before, state.step == self.steps
+            if better or last or state.step % self.recipe.checkpoint.every == 0:
+                background = self.recipe.checkpoint.background and not last
+                folder, saved = self.saver.save(state, background), state.step
             waiting = time.perf_counter()
         return folder
 
@@ -111,10 +132,9 @@ class Training:
             loss_sum = self.engine.ds(micro_batch.to(self.engine.device))
             mine = float(loss_sum.detach())
             own += time.perf_counter() - began
-            everyone, asked = all_reduce_sums([mine, float(stop.asked())])
-            if asked:
+            everyone, must_stop = self.reduce(mine)
+            if must_stop:
                 return None
-            self.watchdog.beat()
             if finite(everyone) is None:
                 suspects += self._keys_of(micro_batch.keys if finite(mine) is None else ())
                 # a gradient that is not finite on any rank makes all drop the update
@@ -174,7 +194,7 @@ class Training:
         if self.heldout is None or not due:
             return state
         began = time.perf_counter()
-        loss = self.heldout.loss(self.engine, dist.get_rank(), dist.get_world_size(), self._go_on)
+        loss = self.heldout.loss(self.engine, dist.get_rank(), dist.get_world_size(), self.must_stop)
         if loss is None:
             self.stop(state, saved)
         seconds = round(time.perf_counter() - began, 4)
@@ -187,25 +207,36 @@ class Training:
             state = replace(state, best_step=state.step, best_loss=loss)
         return state
 
-    def _go_on(self) -> bool:
-        self.watchdog.beat()
-        return not all_reduce_sums([float(stop.asked())])[0]
+    def must_stop(self) -> bool:
+        """Whether any rank was asked to stop, or the job's time is nearly over; collective, as `reduce` is."""
+        return self.reduce(0.0)[1]
 
-    def save(self, state: State) -> Path:
-        """Write the checkpoint of `state`."""
-        began = time.perf_counter()
+    def reduce(self, value: float) -> tuple[float, bool]:
+        """The sum of a number over ranks, and `must_stop`, in one reduction; Fault when a background save failed."""
+        asked = stop.asked() or self.deadline.near()
+        total, asked_by, failed = all_reduce_sums([value, float(asked), float(self.saver.failed)])
         self.watchdog.beat()
-        folder = checkpoint.save(self.model, Path(self.recipe.run), state, self.recipe.checkpoint)
-        self.watchdog.beat()
-        seconds = round(time.perf_counter() - began, 4)
-        self.events.write("checkpoint", step=state.step, folder=folder.name, seconds=seconds)
-        return folder
+        if failed:
+            self.saver.wait()
+        return total, asked_by > 0
+
+    def saved(self, state: State, seconds: float, stall: float) -> None:
+        """Tell of a checkpoint that stands; from the saver's thread."""
+        self.deadline.saved(seconds)
+        folder = checkpoint.step_folder(Path(self.recipe.run), state.step).name
+        figures = {"seconds": round(seconds, 4), "stall": round(stall, 4)}
+        self.events.write("checkpoint", step=state.step, folder=folder, **figures)
 
     def stop(self, state: State, saved: int) -> NoReturn:
         """Save what is not saved yet, and ask to be started again."""
+        if self.deadline.near():
+            self.say(f"step {state.step}: the job's time is nearly over, it stops here")
         if state.step > saved:
-            self.save(state)
+            self.saver.save(state)
+        self.saver.wait()
         self.events.write("stop", step=state.step)
+        # the first rank that ends takes the others with it
+        dist.barrier()
         raise stop.obey()
 
     def report(self, step: Step, measured: Measured, seconds: float, waited: float) -> None:

@@ -15,27 +15,33 @@ _context.set_forkserver_preload(["vlm.train", "deepspeed", "launch.cli"])
 Prepare = Callable[[int], None]
 
 
-def run_ranks(arguments: list[str], log: Path, prepare: Prepare | None = None, ranks: int = 2) -> list[int | None]:
+def run_ranks(
+    arguments: list[str], log: Path, prepare: Prepare | None = None, ranks: int = 2, patience: float = 0.0
+) -> list[int | None]:
     """`vlm train ARGUMENTS` on every rank after `prepare(rank)`; exit codes, negative for a signal.
 
-    A rank that fails takes the others with it, as the launcher does. Standard output and error go to `log`.
+    With `ranks=0` the command starts its ranks itself. A rank that fails takes the others with it, as the launcher
+    does, after `patience` seconds to end by themselves.
+    Standard output and error go to `log`.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = [
-        _context.Process(target=_rank, args=(rank, ranks, port, arguments, log, prepare)) for rank in range(ranks)
+        _context.Process(target=_rank, args=(rank, ranks, port, arguments, log, prepare))
+        for rank in range(max(ranks, 1))
     ]
     for process in processes:
         process.start()
     left = list(processes)
     while left:
-        ended = wait([process.sentinel for process in left])
+        failed = any(process.exitcode for process in processes)
+        ended = wait([process.sentinel for process in left], patience if failed else None)
         left = [process for process in left if process.sentinel not in ended]
         for process in processes:
             if process not in left:
                 process.join()
-        if any(process.exitcode for process in processes):
+        if not ended or (not patience and any(process.exitcode for process in processes)):
             for process in left:
                 process.kill()
     return [process.exitcode for process in processes]
@@ -43,7 +49,8 @@ def run_ranks(arguments: list[str], log: Path, prepare: Prepare | None = None, r
 
 def _rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path, prepare: Prepare | None) -> None:
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in world.items()})
+    if ranks:
+        os.environ.update({name: str(value) for name, value in world.items()})
     with open(log, "a", encoding="utf-8") as lines:
         os.dup2(lines.fileno(), 1)
         os.dup2(lines.fileno(), 2)

@@ -4,18 +4,22 @@ import os
 import random
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from shards.errors import BadInput
-from shards.files import write_json, write_manifest
+from shards.files import sha256_file, write_json, write_manifest
 from tests.vlm.forked import run_ranks
-from vlm import checkpoint
-from vlm.checkpoint import CheckpointConfig
+from vlm import checkpoint, saver
+from vlm.checkpoint import CheckpointConfig, State
+from vlm.data.loader import Step
 from vlm.events import read_events
+from vlm.loop import Measured
 from vlm.train import losses
 
 STEPS = 6
@@ -64,20 +68,28 @@ def test_pruning_spares_the_best_and_every_nth(tmp_path: Path) -> None:
     assert [int(path.name[-1]) for path in sorted(tmp_path.glob("step-*"))] == [2, 3, 6, 7]
 
 
-def test_a_flipped_bit_in_any_file_is_refused_by_name(whole: Path) -> None:
-    last, older = checkpoint.step_folder(whole, STEPS), checkpoint.step_folder(whole, 4)
-    drawn = random.Random(0)
-    files = [path for path in last.rglob("*") if path.is_file()]
-    assert len(files) >= 4
-    for path in files:
-        for _ in range(4):
-            at, bit = drawn.randrange(path.stat().st_size), 1 << drawn.randrange(8)
-            _flip(path, at, bit)
-            damaged: list[str] = []
-            assert checkpoint.newest(whole, damaged) == older, (path, at, bit)
-            # a damaged manifest accuses the file it names wrongly, or itself
-            assert len(damaged) == 1 and (path.name in damaged[0] or path.name == "MANIFEST.json")
-            _flip(path, at, bit)
+FILES = (
+    "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "optimizer/state.safetensors", "state.json",
+    "MANIFEST.json",
+)  # fmt: skip
+
+
+def test_no_other_file_is_in_a_checkpoint(whole: Path) -> None:
+    last = checkpoint.step_folder(whole, STEPS)
+    assert {path.relative_to(last).as_posix() for path in last.rglob("*") if path.is_file()} == set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_refused_by_name(name: str, whole: Path) -> None:
+    last, older, drawn = checkpoint.step_folder(whole, STEPS), checkpoint.step_folder(whole, 4), random.Random(0)
+    for _ in range(4):
+        at, bit = drawn.randrange((last / name).stat().st_size), 1 << drawn.randrange(8)
+        _flip(last / name, at, bit)
+        damaged: list[str] = []
+        assert checkpoint.newest(whole, damaged) == older, (at, bit)
+        # a damaged manifest accuses the file it names wrongly, or itself
+        assert len(damaged) == 1 and (name in damaged[0] or name == "MANIFEST.json")
+        _flip(last / name, at, bit)
     assert checkpoint.newest(whole) == last
 
 
@@ -103,25 +115,76 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path, model: Path, russian: Path, tmp_path: Path) -> None:
     run, log = small_disk / "run", tmp_path / "log"
-    codes = run_ranks(_arguments(run, model, russian, "checkpoint.every=1"), log)
-    assert 1 in codes and 0 not in codes
+    assert run_ranks(_arguments(run, model, russian, "checkpoint.every=1"), log, patience=60) == [1, 1]
     text = log.read_text()
-    assert "step-00000002: the checkpoint could not be written" in text and "No space left on device" in text
+    line = "step-00000002: the checkpoint could not be written: "
+    assert text.count(line) == 2 and text.count("No space left on device") == 2
     assert "Traceback" not in text
     assert checkpoint.newest(run) == checkpoint.step_folder(run, 1)
     assert not checkpoint.step_folder(run, 2).exists()
+    # it was written in the background: at the latest the save after it says so
+    assert max(losses(run)) <= 3
 
 
-def test_two_ranks_then_one_then_two(model: Path, russian: Path, tmp_path: Path) -> None:
-    whole, run, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
-    assert run_ranks(_arguments(whole, model, russian, "optim.max_steps=4"), log) == [0, 0], log.read_text()[-3000:]
+def _slow_disk(rank: int) -> None:
+    """The first save is written only once the next two steps are done; the last takes longer than what hangs."""
+    from vlm.loop import Training
+
+    plain, advance, write, steps = Training.step, Training.advance, checkpoint.commit, threading.Semaphore(0)
+    saver._TURN_SECONDS = 0.1
+
+    def step(self: Training, step: Step) -> Measured | None:
+        steps.release()
+        return plain(self, step)
+
+    def advanced(self: Training, *args: Any) -> State:
+        state = advance(self, *args)
+        if state.step == STEPS:
+            self.watchdog.steps, self.watchdog.least = 0.001, 1.0
+        return state
+
+    def commit(gathered: Any, folder: Path, state: State, config: CheckpointConfig) -> None:
+        for _ in range(STEPS // 2 + 2) if state.step == STEPS // 2 else ():
+            assert steps.acquire(timeout=60)
+        if state.step == STEPS:
+            threading.Event().wait(2.5)
+        write(gathered, folder, state, config)
+
+    Training.step, Training.advance, checkpoint.commit = step, advanced, commit  # type: ignore[method-assign]
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(plain: Path, model: Path, russian: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    arguments = _arguments(run, model, russian, "checkpoint.every=3", "checkpoint.background=true")
+    assert run_ranks(arguments, log, _slow_disk, patience=60) == [0, 0], log.read_text()[-3000:]
+    first, last = (event for event in read_events(run) if event["event"] == "checkpoint")
+    assert (first["step"], last["step"]) == (3, STEPS)
+    assert first["stall"] < first["seconds"] and last["stall"] == last["seconds"] > 2.5
+    kinds = [(event["event"], event.get("step")) for event in read_events(run)]
+    assert kinds.index(("checkpoint", 3)) > kinds.index(("step", 4))
+    assert losses(run) == losses(plain)
+    ends = [sorted(checkpoint.step_folder(r, STEPS).rglob("*.*")) for r in (run, plain)]
+    assert [sha256_file(path) for path in ends[0]] == [sha256_file(path) for path in ends[1]]
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, russian: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks to the end, no step while a checkpoint is written."""
+    run = tmp_path_factory.mktemp("plain") / "run"
+    arguments = _arguments(run, model, russian, "checkpoint.background=false", "checkpoint.keep=0")
+    assert run_ranks(arguments, run.parent / "log") == [0, 0], (run.parent / "log").read_text()[-3000:]
+    return run
+
+
+def test_two_ranks_then_one_then_two(plain: Path, model: Path, russian: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
     for ranks, until, stage in ((2, 1, "zero2"), (1, 2, "zero3"), (2, 4, "zero2")):
         arguments = _arguments(run, model, russian, f"optim.max_steps={until}", f"engine.deepspeed={stage}")
         assert run_ranks(arguments, log, ranks=ranks) == [0] * ranks, log.read_text()[-3000:]
     assert [e["step"] for e in read_events(run) if e["event"] == "start"] == [0, 1, 2]
-    expected, found = losses(whole), losses(run)
-    assert max(abs(found[step] - expected[step]) for step in expected) < 1e-5
-    weights = [load_file(checkpoint.step_folder(r, 4) / "adapter" / "adapter_model.safetensors") for r in (whole, run)]
+    expected, found = losses(plain), losses(run)
+    assert max(abs(found[step] - expected[step]) for step in found) < 1e-5
+    weights = [load_file(checkpoint.step_folder(r, 4) / "adapter" / "adapter_model.safetensors") for r in (plain, run)]
     assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-4 for name in weights[0])
 
 
@@ -135,9 +198,13 @@ def _allow_float16(rank: int) -> None:
 def test_float16_goes_on_from_its_loss_scale(model: Path, russian: Path, tmp_path: Path) -> None:
     whole, run, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
     fixed = ["model.dtype=float16", "checkpoint.every=1", "data.batch_size=4"]
-    for folder, until in ((whole, 3), (run, 2), (run, 3)):
-        arguments = _arguments(folder, model, russian, *fixed, f"optim.max_steps={until}")
+    for folder in (whole, run):
+        arguments = _arguments(folder, model, russian, *fixed, "optim.max_steps=3")
         assert run_ranks(arguments, log, _allow_float16, ranks=1) == [0], log.read_text()[-3000:]
+        if folder == whole:
+            shutil.copytree(whole, run)
+            shutil.rmtree(checkpoint.step_folder(run, 3))
+    assert [e["step"] for e in read_events(run) if e["event"] == "start"] == [0, 2]
     states = [checkpoint.read_state(checkpoint.step_folder(r, 3)) for r in (whole, run)]
     assert states[0] == states[1] and states[0].loss_scale["cur_scale"] > 1
     assert states[0].loss_scale["cur_iter"] == 3
