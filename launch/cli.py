@@ -12,7 +12,7 @@ from launch.fence import guard
 from launch.options import Json, Out, Overrides, RecipeName, show
 from launch.shards_cli import shards_app
 from shards.errors import BadInput, ServerFault
-from vlm.stop import Fault, Requeue, listen
+from vlm.stop import Fault, Requeue
 from vlm.world import find_world
 
 app = typer.Typer(
@@ -153,14 +153,25 @@ def assemble(
 
 
 @app.command()
-def train(recipe: RecipeName, overrides: Overrides = None) -> None:
+def train(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False) -> None:
     """Train a recipe, from its newest verified checkpoint if there is one.
 
+    What cannot work ends with code 2 before a GPU is taken. A stop signal (SIGTERM, SIGUSR1, SIGUSR2) saves and ends
+    with code 75: the same command goes on from there. docs/training.md tells every key.
+
     Example: vlm train demo optim.epochs=1
+
+    \b
+    More:
+      vlm train mine.yaml engine.ranks=8                    this machine's GPUs
+      torchrun --nproc-per-node 8 --no-python vlm train mine.yaml
+      srun vlm train mine.yaml                              a task a GPU, in a Slurm job
+      vlm launch train mine.yaml --cluster slurm            queue it
     """
     # before the long imports: a stop that comes meanwhile is obeyed at the first micro-batch
+    from launch.ranks import checked, in_world, listen, start_ranks
+
     listen()
-    from launch.ranks import in_world, start_ranks
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
@@ -170,11 +181,12 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     if loaded.engine.ranks > 1 and not in_world():
         check(loaded)
-        raise typer.Exit(start_ranks(loaded.engine.ranks, ["train", recipe, *(overrides or [])]))
-    folder = run_training(loaded)
+        as_given = ["train", recipe, *(overrides or []), *(["--json"] if as_json else [])]
+        raise typer.Exit(start_ranks(loaded.engine.ranks, as_given))
+    folder = run_training(loaded, checked())
     world = find_world()
     if world is None or world.rank == 0:
-        print(f"done: {folder}", flush=True)
+        show({"run": loaded.run, "checkpoint": str(folder)}, as_json, f"done: {folder}")
 
 
 @app.command("eval")
@@ -249,7 +261,7 @@ def merge(
 
 
 @app.command()
-def export(recipe: RecipeName, out: Out, overrides: Overrides = None) -> None:
+def export(recipe: RecipeName, out: Out, overrides: Overrides = None, as_json: Json = False) -> None:
     """Write the model that a projector or full training ended with.
 
     Example: vlm export demo_questions --out models/base
@@ -261,7 +273,7 @@ def export(recipe: RecipeName, out: Out, overrides: Overrides = None) -> None:
     from vlm.export import export as run_export
 
     run_export(loaded, out)
-    print(f"{out}: written", flush=True)
+    show({"folder": str(out)}, as_json, f"{out}: written")
 
 
 @app.command()
@@ -324,27 +336,43 @@ def estimate(
     tflops: Annotated[
         float | None, typer.Option(help="TFLOP/s that one GPU sustains; 40 % of an A100's 312 by default.")
     ] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="GiB of one GPU, for the largest micro-batch that fits; 80 by default.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a training will take before it is queued: FLOPs, memory per GPU, hours.
+    """Say what a training will take before it is queued: parameters, FLOPs, memory per GPU by part, hours.
+
+    Reads configs and a share of the data, no weights, and needs no GPU. The number of GPUs is cluster.nodes times
+    cluster.gpus_per_node, else engine.ranks. What looks wrong with the data is said on the error output.
 
     Example: vlm estimate demo engine.ranks=8 --tflops 300
+
+    \b
+    More:
+      vlm estimate mine.yaml cluster.nodes=2 cluster.gpus_per_node=8 --memory 24
+      vlm estimate mine.yaml engine.deepspeed=zero3 model.checkpoint_blocks=1 --json
     """
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
     _quiet()
-    from vlm.estimate import A100_TFLOPS
+    from vlm.check import sampled_warnings
+    from vlm.estimate import A100_TFLOPS, GPU_GIB
     from vlm.estimate import estimate as work_out
 
-    gpus = loaded.cluster.nodes * loaded.cluster.gpus_per_node
-    found = work_out(loaded, gpus or loaded.engine.ranks, A100_TFLOPS if tflops is None else tflops)
+    gpus = loaded.cluster.nodes * loaded.cluster.gpus_per_node or loaded.engine.ranks
+    found = work_out(loaded, gpus, A100_TFLOPS if tflops is None else tflops, GPU_GIB if memory is None else memory)
+    for line in sampled_warnings(loaded):
+        print(f"vlm: {line}", file=sys.stderr, flush=True)
     show(found.to_json(), as_json, "\n".join(found.lines()))
 
 
 @app.command("launch")
 def launch_jobs(
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="train, eval, merge, report or pipeline (all four).")],
+    stage: Annotated[
+        str, typer.Argument(metavar="STAGE", help="train, export, eval, merge, report, or pipeline: all that apply.")
+    ],
     recipe: RecipeName,
     overrides: Overrides = None,
     cluster: Annotated[str | None, typer.Option(help="slurm, local or debug, in place of cluster.kind.")] = None,

@@ -1,4 +1,8 @@
-"""`vlm launch`: train, eval, merge and report of a recipe as submitit jobs, each behind the one before it."""
+"""`vlm launch`: the stages of a recipe as submitit jobs, each behind the one before it.
+
+What training leaves decides the stages. An adapter is evaluated and merged, or answers beside the base where it cannot
+be merged; projector and full training leave weights of the model itself, which are exported and then evaluated.
+"""
 
 import shlex
 import shutil
@@ -17,7 +21,9 @@ from launch.recipe import PipelineRecipe, load
 from launch.stages import Stage, StageFailed, run_command, run_stages
 from shards.errors import BadInput
 
-STAGES = ("train", "eval", "merge", "report")
+STAGES = ("train", "export", "eval", "merge", "report")
+_WHOLE = ("projector", "full")
+_BESIDE = ("bottleneck", "prompt", "ptuning", "prefix")
 # as in slurm/train.sh: a rank that exits with 75 must not have the others killed, and 75 asks for another turn
 _SRUN = ("--kill-on-bad-exit=0", "--wait=60")
 _REQUEUE = ["code=$?", 'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit "$code"']
@@ -46,26 +52,41 @@ def plan(stage: str, recipe: PipelineRecipe, arguments: list[str]) -> list[Job]:
         raise BadInput(f"launch {stage}: no such stage; choose one of {', '.join(STAGES)}, pipeline")
     if stage in ("eval", "merge", "pipeline") and not recipe.eval.data:
         raise BadInput("eval.data: empty; name the folder of the shards with the questions")
-    if stage == "pipeline" and recipe.adapter.method != "lora":
-        raise BadInput(f"adapter.method: {recipe.adapter.method} leaves no adapter to evaluate and merge; launch train")
+    if stage in STAGES and (reason := _left_out(recipe).get(stage)):
+        raise BadInput(f"launch {stage}: {reason}")
     # a line break would end a #SBATCH line, and what follows would be run
     if not "".join((recipe.name, recipe.run, recipe.cluster.partition, recipe.cluster.account)).isprintable():
         raise BadInput(f"{recipe.name!r}: name, run, cluster.partition and cluster.account must be one plain line each")
     adapter = [] if recipe.eval.adapter else ["eval.adapter=latest"]
-    gpus = recipe.cluster.gpus_per_node
+    gpus, exported = recipe.cluster.gpus_per_node, str(Path(recipe.run) / "model")
+    trained = [f"model.base={exported}"] if recipe.adapter.method in _WHOLE else adapter
     jobs = (
         Job("train", ["train", *arguments], recipe.cluster.nodes, gpus),
-        Job("eval", ["eval", *arguments, *(adapter if stage == "pipeline" else [])], gpus=min(1, gpus)),
+        Job("export", ["export", *arguments, "--out", exported]),
+        Job("eval", ["eval", *arguments, *(trained if stage == "pipeline" else [])], gpus=min(1, gpus)),
         Job("merge", ["merge", *arguments, *adapter], gpus=min(1, gpus)),
         Job("report", ["report", recipe.run]),
     )
-    return [job for job in jobs if stage in (job.stage, "pipeline")]
+    return [job for job in jobs if stage == job.stage or (stage == "pipeline" and job.stage not in _left_out(recipe))]
+
+
+def _left_out(recipe: PipelineRecipe) -> dict[str, str]:
+    """Stages that the method has no use for, and why."""
+    method = recipe.adapter.method
+    if method in _WHOLE:
+        return {"merge": f"adapter.method={method} leaves no adapter; `vlm launch export` writes the trained model"}
+    why = {"export": f"adapter.method={method} leaves an adapter, the model's own weights are as they were"}
+    if method in _BESIDE:
+        why["merge"] = f"what adapter.method={method} learns cannot be merged; evaluation runs it beside the base"
+    return why
 
 
 def describe(recipe: PipelineRecipe, jobs: Sequence[Job]) -> None:
     """Print the graph, and of each job its command and, on Slurm, its sbatch header (numbers come with queueing)."""
     on_slurm = recipe.cluster.kind == "slurm"
     print(f"{' -> '.join(job.stage for job in jobs)} on {recipe.cluster.kind}, run {recipe.run}")
+    if len(jobs) > 1 and recipe.adapter.method in _BESIDE:
+        print(f"no merge: {_left_out(recipe)['merge']}")
     for job, before in zip(jobs, [None, *jobs], strict=False):
         lines = header(recipe, job, f"JOB_OF_{before.stage.upper()}" if before else None) if on_slurm else []
         print("", *lines, shlex.join(["vlm", *job.arguments]), sep="\n")

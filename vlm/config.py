@@ -58,6 +58,11 @@ class Recipe:
         """Write the resolved recipe; loading it again gives an equal one."""
         write_atomic(path, OmegaConf.to_yaml(OmegaConf.structured(self)))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by section."""
+        content: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(self))  # type: ignore[assignment]
+        return content
+
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from peft import PeftModel
 from shards.errors import BadInput
 from shards.files import write_json
 from vlm import checkpoint
+from vlm.check import check_model, warnings
 from vlm.checkpoint import State
 from vlm.config import Recipe
 from vlm.data.cost import Cost
@@ -31,12 +32,14 @@ from vlm.data.plan import Plan
 from vlm.data.skips import Skips
 from vlm.data.template import load_template
 from vlm.engine import Engine, all_reduce_sum, deepspeed_config, start_world
-from vlm.estimate import estimate
+from vlm.estimate import work_of
 from vlm.events import Events, Heartbeat, read_events
 from vlm.heldout import Heldout
 from vlm.lock import only_training
 from vlm.loop import Training
 from vlm.model.adapter import trainable
+from vlm.model.adapters.lora import learned_tokens
+from vlm.model.adapters.prompts import PromptOptions
 from vlm.model.alignment import parallel_texts, start_at_translations
 from vlm.model.assemble import Assembly, weights_digest
 from vlm.model.attention import choose_backend
@@ -45,35 +48,73 @@ from vlm.model.load import DTYPES, load_model, load_tokenizer, model_folder
 from vlm.model.packed import PackedLlava
 from vlm.speed import Work, peak_tflops
 from vlm.stop import listen
-from vlm.tensorboard import Board, require_extra
+from vlm.tracking import Board
 from vlm.watchdog import Watchdog
 from vlm.world import World, find_world
 
 VERSIONS = ("torch", "deepspeed", "transformers", "peft", "webdataset", "submitit", "omegaconf")
 
 
-def train(recipe: Recipe) -> Path:
+@dataclass(frozen=True)
+class Inputs:
+    """What a training starts from; known before any rank waits for another. `damaged` names passed-over checkpoints."""
+
+    folder: Path
+    source: Source
+    heldout: Heldout | None
+    plan: Plan
+    resumed: Path | None
+    state: State
+    damaged: list[str]
+    warnings: list[str]
+
+
+def train(recipe: Recipe, checked: bool = False) -> Path:
     """Train to the end, resuming from the newest verified checkpoint; returns the last checkpoint's folder.
 
     Every rank calls this. Raises BadInput before a process group is joined where the recipe cannot work, and
-    Requeue after a checkpoint when a signal asked for the end.
+    Requeue after a checkpoint when a signal asked for the end. `checked`: `check` has already said what it had to.
     """
     listen()
     world = find_world()
+    first = world is None or world.rank == 0
     with ExitStack() as held:
-        if world is None or world.rank == 0:
+        if first:
             held.enter_context(only_training(Path(recipe.run)))
-        return _train(recipe, held)
+        inputs = _inputs(recipe)
+        if not checked:
+            check_model(recipe, inputs.folder, world.size if world else 1)
+        if first and not checked:
+            _warn(inputs)
+        return _train(recipe, inputs, held)
 
 
-def _train(recipe: Recipe, held: ExitStack) -> Path:
+def check(recipe: Recipe) -> None:
+    """Raise BadInput where `train` would, without joining a process group; print its warnings."""
+    inputs = _inputs(recipe)
+    check_model(recipe, inputs.folder, recipe.engine.ranks)
+    _warn(inputs)
+
+
+def _inputs(recipe: Recipe) -> Inputs:
     folder = model_folder(recipe.model)
     source = _source(recipe, folder)
     heldout = _heldout(recipe, folder)
-    plan = _plan(recipe, source.dataset)
-    run, damaged = Path(recipe.run), list[str]()
-    resumed = checkpoint.newest(run, damaged)
+    plan = _plan(recipe, source.dataset, folder)
+    damaged = list[str]()
+    resumed = checkpoint.newest(Path(recipe.run), damaged)
     state = _resume_state(resumed, plan, recipe)
+    return Inputs(folder, source, heldout, plan, resumed, state, damaged, warnings(recipe, folder, source))
+
+
+def _warn(inputs: Inputs) -> None:
+    for line in inputs.warnings + [f"{problem}; this checkpoint is passed over" for problem in inputs.damaged]:
+        print(f"vlm: {line}", file=sys.stderr, flush=True)
+
+
+def _train(recipe: Recipe, inputs: Inputs, held: ExitStack) -> Path:
+    run, folder, source, plan = Path(recipe.run), inputs.folder, inputs.source, inputs.plan
+    resumed, state = inputs.resumed, inputs.state
     world = start_world(recipe.engine)
     if all_reduce_sum(state.step) != state.step * world.size:
         raise RuntimeError(f"{run}: ranks see different newest checkpoints, this one step {state.step}")
@@ -81,11 +122,6 @@ def _train(recipe: Recipe, held: ExitStack) -> Path:
     if resumed and state.step >= steps:
         return resumed
     events = _open_run(recipe, run, world)
-    for warning in source.warnings if world.rank == 0 else ():
-        print(f"vlm: {warning}", file=sys.stderr, flush=True)
-    for problem in damaged if world.rank == 0 else ():
-        events.write("damaged", problem=problem)
-        print(f"vlm: {problem}; this checkpoint is passed over", file=sys.stderr, flush=True)
     watchdog = Watchdog(run, world.rank, world.size, recipe.engine.watchdog, recipe.engine.watchdog_seconds)
     watchdog.hung = lambda silent: events.write("hang", silent_ranks=silent)
     held.enter_context(watchdog)
@@ -101,11 +137,16 @@ def _train(recipe: Recipe, held: ExitStack) -> Path:
     events.write(
         "start", step=state.step, steps=steps, ranks=world.size, attention=backend, samples=plan.total, plan=plan.digest
     )
+    for line in inputs.warnings:
+        events.write("warning", text=line)
+    for problem in inputs.damaged:
+        events.write("damaged", problem=problem)
     skips = Skips(recipe.data.max_skipped, plan.samples, state.skipped)
     training = Training(recipe, engine, model, plan, steps, events, Heartbeat(run, world.rank), watchdog, skips)
-    training.heldout, training.work = heldout, _work(recipe)
-    if recipe.engine.tensorboard and world.rank == 0:
-        training.board = held.enter_context(closing(Board(run, state.step)))
+    training.heldout, training.work = inputs.heldout, _work(recipe)
+    if world.rank == 0:
+        board = Board(recipe.engine, recipe.name, run, state.step, recipe.to_dict())
+        training.board = held.enter_context(closing(board))
     tower = any(p.requires_grad for name, p in model.named_parameters() if "vision_tower" in name.split("."))
     loader = Loader(source, plan, world.rank, world.size, Cost.of_model(folder, tower), engine.device)
     last = training.loop(loader, state)
@@ -114,20 +155,9 @@ def _train(recipe: Recipe, held: ExitStack) -> Path:
     return last
 
 
-def check(recipe: Recipe) -> None:
-    """Raise BadInput where `train` would, without joining a process group."""
-    folder = model_folder(recipe.model)
-    source = _source(recipe, folder)
-    _heldout(recipe, folder)
-    if recipe.engine.tensorboard:
-        require_extra()
-    _resume_state(checkpoint.newest(Path(recipe.run)), _plan(recipe, source.dataset), recipe)
-    deepspeed_config(recipe.engine, recipe.optim, recipe.model.dtype, recipe.engine.ranks)
-
-
 def finished(recipe: Recipe) -> bool:
     """Whether the run's newest checkpoint is the last step of just this recipe."""
-    plan = _plan(recipe, Corpus.open(recipe.data.train, recipe.data.mix))
+    plan = _plan(recipe, Corpus.open(recipe.data.train, recipe.data.mix), Path(recipe.model.base))
     folder = checkpoint.newest(Path(recipe.run))
     return folder is not None and _resume_state(folder, plan, recipe).step >= _steps(recipe, plan)
 
@@ -145,22 +175,25 @@ def _heldout(recipe: Recipe, folder: Path) -> Heldout | None:
 def _tokeniser(recipe: Recipe, folder: Path) -> Tokeniser:
     assembly = Assembly.read(folder)
     template = load_template(recipe.data.template or assembly.template)
-    return Tokeniser(load_tokenizer(folder), template, assembly.image_tokens, recipe.data.turns, recipe.data.max_length)
+    method = recipe.adapter.options()
+    slots = method.virtual_tokens if isinstance(method, PromptOptions) else 0
+    data = recipe.data
+    return Tokeniser(load_tokenizer(folder), template, assembly.image_tokens, data.turns, data.max_length, slots)
 
 
 def _work(recipe: Recipe) -> Work | None:
     """What a sample takes, where the GPU's peak is known."""
     peak = peak_tflops(recipe.model.dtype)
-    return Work(estimate(recipe, 1).tflop_per_sample, 0.0, peak) if peak else None
+    return Work(*work_of(recipe), peak) if peak else None
 
 
 def _steps(recipe: Recipe, plan: Plan) -> int:
     return min(plan.steps, recipe.optim.max_steps or plan.steps)
 
 
-def _plan(recipe: Recipe, dataset: Corpus) -> Plan:
+def _plan(recipe: Recipe, dataset: Corpus, folder: Path) -> Plan:
     data = recipe.data
-    template = asdict(load_template(data.template)) if data.template else ""
+    template = asdict(load_template(data.template or Assembly.read(folder).template))
     learning = [
         {**asdict(recipe.optim), "max_steps": 0, "max_nonfinite": 0},
         asdict(recipe.adapter),
@@ -208,7 +241,7 @@ def _build(recipe: Recipe, folder: Path, source: Source) -> PackedLlava:
     llava = load_model(folder, recipe.model.dtype, packed=True)
     prepare_blocks(llava, recipe.model.checkpoint_blocks, recipe.model.compile_blocks, recipe.model.liger)
     model = trainable(llava, recipe.adapter, assembly)
-    if isinstance(model, PeftModel) and recipe.adapter.aligns_tokens:
+    if isinstance(model, PeftModel) and recipe.adapter.aligns_tokens and learned_tokens(llava, assembly):
         texts = sorted({pair for each in source.dataset.sets for pair in parallel_texts(each)})
         start_at_translations(model, load_tokenizer(folder), texts, assembly.new_token_ids)
     return PackedLlava(model, source.pixels)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from launch.monitor.outputs import regular
-from launch.monitor.training import EVENTS, LAST_BYTES, number, whole
+from launch.monitor.training import EVENTS, LAST_BYTES
+from launch.monitor.words import number, whole
 from vlm.events import iterate_events
 from vlm.report.charts import Chart, charts
 from vlm.report.training import StepRecord, Training

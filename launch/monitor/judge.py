@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from launch.monitor.incidents import BAD, LASTING
 from launch.monitor.outputs import DAMAGED, WHOLE, Checkpoint, Evaluation
 from launch.monitor.training import Heartbeat, Training
 from launch.monitor.words import duration, plain, size
@@ -11,6 +12,8 @@ _QUIET_SECONDS, _QUIET_STEPS = 30.0, 5
 # before the first step is timed: models load and kernels compile
 _QUIET_START = 300.0
 _QUIET_EVALUATION = 600.0
+# a spike or a slow rank is news for so many steps
+_NEWS_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,10 @@ def problems(seen: Seen) -> tuple[str, ...]:
     if seen.training.last not in ("stop", "end"):
         found += _silence(seen)
     found += [f"checkpoint of step {c.step} is damaged: {c.problem}" for c in seen.checkpoints if c.state == DAMAGED]
+    found += _troubles(seen.training)
     found += _stuck(seen.training)
-    if seen.training.last == "step" and seen.training.recent and seen.training.figure("loss") is None:
+    told = "nonfinite" in seen.training.troubles
+    if not told and seen.training.last == "step" and seen.training.recent and seen.training.figure("loss") is None:
         found.append(f"the loss of step {seen.training.step} is not a finite number")
     found += _overdue(seen) + _full(seen)
     if seen.training.last == "stop":
@@ -93,6 +98,19 @@ def _quiet(beats: list[Heartbeat], now: float, ranks: int, limit: float) -> str:
 
 def _stale(evaluation: Evaluation, now: float) -> bool:
     return now - evaluation.time > _QUIET_EVALUATION
+
+
+def _troubles(training: Training) -> list[str]:
+    if training.last == "end":
+        return []
+    lines = []
+    for kind in (kind for kind in BAD if kind in training.troubles):
+        count, last = training.troubles[kind]
+        if kind in LASTING or (training.step or 0) - (last.step or 0) <= _NEWS_STEPS:
+            at = f"step {last.step}: " if last.step is not None else ""
+            more = f" ({count} of this kind since the start)" if count > 1 else ""
+            lines.append(f"{at}{last.text}{more}")
+    return lines
 
 
 def _stuck(training: Training) -> list[str]:

@@ -18,6 +18,7 @@ _FIGURES: dict[str, tuple[str, Callable[[RunStatus], float | None]]] = {
     "ruvlm_step": ("Optimizer steps done", lambda run: run.step),
     "ruvlm_target_step": ("Optimizer steps planned", lambda run: run.steps),
     "ruvlm_loss": ("Loss a supervised token of the newest step", lambda run: run.loss),
+    "ruvlm_heldout_loss": ("Newest loss on the held-out shards", lambda run: run.heldout_loss),
     "ruvlm_grad_norm": ("Gradient norm of the newest step, before clipping", lambda run: run.grad_norm),
     "ruvlm_learning_rate": ("Learning rate of the newest step", lambda run: run.learning_rate),
     "ruvlm_tokens_per_second": ("Tokens a second over the last steps", lambda run: run.tokens_per_second),

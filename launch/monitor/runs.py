@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from launch.monitor.incidents import Incident
 from launch.monitor.judge import RUNNING, Seen, problems, stage
 from launch.monitor.outputs import WHOLE, Checkpoint, Evaluation, checkpoints, evaluations, regular
-from launch.monitor.training import EVENTS, Heartbeat, read_heartbeats, read_training, whole
-from launch.monitor.words import plain, utf8
+from launch.monitor.training import EVENTS, Heartbeat, read_heartbeats, read_training
+from launch.monitor.words import plain, utf8, whole
 from shards.errors import BadInput
 from shards.files import MANIFEST, UNFINISHED
 
@@ -43,6 +44,8 @@ class RunStatus:
     heartbeats: tuple[Heartbeat, ...]
     checkpoints: tuple[Checkpoint, ...]
     evaluations: tuple[Evaluation, ...]
+    heldout_loss: float | None
+    incidents: tuple[Incident, ...]
     free_bytes: int | None
     problems: tuple[str, ...]
 
@@ -54,7 +57,7 @@ class RunStatus:
     def to_json(self, now: float) -> dict[str, Any]:
         """Plain fields, with the newest whole checkpoint and its age."""
         content: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
-        for name in ("heartbeats", "checkpoints", "evaluations"):
+        for name in ("heartbeats", "checkpoints", "evaluations", "incidents"):
             content[name] = [asdict(item) for item in content[name]]
         found = self.checkpoint
         content["checkpoint"] = found and {
@@ -117,6 +120,8 @@ def _status(root: Path, run: Path, now: float) -> RunStatus:
         heartbeats=heartbeats,
         checkpoints=saved,
         evaluations=answered,
+        heldout_loss=training.heldout_loss,
+        incidents=tuple(reversed(training.incidents)),
         free_bytes=seen.free_bytes,
         problems=problems(seen),
     )

@@ -1,6 +1,5 @@
 """A training as its events and heartbeats tell it."""
 
-import math
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -8,8 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from launch.monitor.incidents import BAD, Incident, incident
 from launch.monitor.outputs import read_object, regular
-from launch.monitor.words import plain
+from launch.monitor.words import number, plain, whole
 from vlm.events import iterate_events
 
 EVENTS = "events.jsonl"
@@ -32,7 +32,8 @@ class Heartbeat:
 @dataclass
 class Training:
     """What the events say: `starts` are the steps trainings began at, `recent` the last step events, `last` the kind
-    of the newest event and `time` its time."""
+    of the newest event and `time` its time. `incidents` are the last events in words; `troubles` those since the newest
+    start that are bad: of each kind how many, and the last."""
 
     starts: list[int] = field(default_factory=list)
     began: float | None = None
@@ -42,6 +43,9 @@ class Training:
     last: str = ""
     time: float | None = None
     recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    incidents: deque[Incident] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    troubles: dict[str, tuple[int, Incident]] = field(default_factory=dict)
+    heldout_loss: float | None = None
 
     @property
     def step_seconds(self) -> float | None:
@@ -65,10 +69,17 @@ class Training:
     def add(self, event: dict[str, Any]) -> None:
         """Take the next event."""
         kind = event.get("event")
+        if told := incident(event):
+            self.incidents.append(told)
+            if told.kind in BAD:
+                self.troubles[told.kind] = (self.troubles.get(told.kind, (0, told))[0] + 1, told)
+            elif told.kind == "heldout":
+                self.heldout_loss = number(event, "loss")
         if kind not in _KINDS:
             return
         self.last, self.time = kind, number(event, "time")
         if kind == "start":
+            self.troubles.clear()
             self.starts.append(whole(event, "step") or 0)
             self.began, self.step = self.time, self.starts[-1]
             self.steps, self.ranks = whole(event, "steps"), whole(event, "ranks")
@@ -99,17 +110,3 @@ def read_heartbeats(root: Path, run: Path, training: Training) -> tuple[Heartbea
         return tuple(found[rank] for rank in sorted(found))
     absent = (Heartbeat(rank, "", training.starts[-1], training.began) for rank in range(training.ranks))
     return tuple(found.get(beat.rank, beat) for beat in absent)
-
-
-def number(fields: dict[str, Any], name: str) -> float | None:
-    """A finite number, or None."""
-    value = fields.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
-        return None
-    return float(value)
-
-
-def whole(fields: dict[str, Any], name: str) -> int | None:
-    """A number of things, or None."""
-    value = number(fields, name)
-    return int(value) if value is not None and value >= 0 and math.floor(value) == value and value < 2**53 else None

@@ -1,4 +1,7 @@
-"""Figures and foreign text as people read them."""
+"""Figures and foreign text as people read them, and numbers out of foreign fields."""
+
+import math
+from typing import Any
 
 
 def count(number: float) -> str:
@@ -37,3 +40,17 @@ def plain(text: str, limit: int = 200) -> str:
 def utf8(path: str) -> str:
     """A file name as text that UTF-8 can hold: names on disk need not be, labels and JSON must."""
     return path.encode("utf-8", "backslashreplace").decode()
+
+
+def number(fields: dict[str, Any], name: str) -> float | None:
+    """A finite number, or None."""
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
+        return None
+    return float(value)
+
+
+def whole(fields: dict[str, Any], name: str) -> int | None:
+    """A number of things, or None."""
+    value = number(fields, name)
+    return int(value) if value is not None and value >= 0 and math.floor(value) == value and value < 2**53 else None

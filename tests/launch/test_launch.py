@@ -10,6 +10,7 @@ import pytest
 
 from launch.cli import run as vlm
 from launch.pipeline import in_job
+from vlm.model.adapter import METHODS
 
 OVERRIDES = [
     "cluster.partition=gpu", "cluster.account=nlp", "cluster.nodes=2", "cluster.gpus_per_node=8",
@@ -86,6 +87,22 @@ def test_dry_run_elsewhere_and_of_one_stage(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines()[2:] == [f"vlm eval demo run={tmp_path} {' '.join(OVERRIDES)}"]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_pipeline(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(tmp_path, f"adapter.method={method}", "--dry-run") == 0
+    graph, *jobs = capsys.readouterr().out.split("\n\n")
+    stages = graph.splitlines()[0].split(" on ")[0].split(" -> ")
+    assert len(stages) == len(jobs) and stages[0] == "train" and stages[-1] == "report"
+    answers = jobs[stages.index("eval")].strip()
+    if method in ("projector", "full"):
+        assert stages == ["train", "export", "eval", "report"]
+        assert jobs[1].strip().endswith(f" --out {tmp_path}/model") and answers.endswith(f"model.base={tmp_path}/model")
+    else:
+        assert answers.endswith("eval.adapter=latest")
+        assert ("merge" in stages) != ("cannot be merged" in graph)
+        assert ("merge" in stages) == (method in ("lora", "qlora", "tokens", "ia3"))
+
+
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """sbatch that keeps what it is given, numbering jobs from 1; returns the folder of the kept files."""
@@ -145,9 +162,11 @@ def test_a_job_leaves_the_stop_signal_to_its_command(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("stage", "arguments", "message"),
     [
-        ("trian", [], "no such stage; choose one of train, eval, merge, report, pipeline"),
+        ("trian", [], "no such stage; choose one of train, export, eval, merge, report, pipeline"),
         ("eval", ['eval.data=""'], "eval.data: empty"),
-        ("pipeline", ["adapter.method=full"], "adapter.method: full"),
+        ("merge", ["adapter.method=full"], "adapter.method=full leaves no adapter; `vlm launch export`"),
+        ("merge", ["adapter.method=prefix"], "what adapter.method=prefix learns cannot be merged"),
+        ("export", [], "adapter.method=lora leaves an adapter"),
         ("train", ["--cluster", "slrum"], "cluster.kind"),
         ("train", ["--cluster", "slurm"], "no sbatch"),
         ("train", ['name="a\\ntouch /tmp/owned"', "--cluster", "slurm", "--dry-run"], "one plain line"),

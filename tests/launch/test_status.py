@@ -148,6 +148,59 @@ def test_problems_of_progress(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
     assert only(stuck).problems == ("the last 3 starts were all at step 0: no checkpoint in between",)
 
 
+def test_what_training_tells_is_shown_the_gravest_first(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    told = [
+        event("skipped", 9, step=18, sample="ru/7", reason="not a JPEG"),
+        event("skipped", 8, step=19, sample="ru/8", reason="not a PNG\x1b[2J"),
+        event("spike", 7, step=19, loss=9.5, sigmas=7.2, samples=["a"]),
+        event("straggler", 6, step=20, rank=3, speed=0.61),
+        event("heldout", 5, step=20, loss=1.25, seconds=1),
+        event("nonfinite", 4, step=20, in_a_row=2, loss=None, grad_norm=None, samples=["ru/1", "ru/2"]),
+        event("hang", 3, silent_ranks=[1]),
+    ]
+    run = make_run("a", [START, *steps(1, 20, 1, 9), *told], (2, 2), (20,))
+    found = only(run)
+    assert found.problems == (
+        "the run hung and was ended; no stack from rank 1; see logs/stack-rank-*.txt",
+        "step 20: loss or gradient not finite, no weight changed (2 in a row); samples ru/1, ru/2",
+        "step 20: rank 3 runs at 61 % of the median rank's speed",
+        "step 19: loss 9.5 is 7.2 sigmas above the steps before",
+        "step 19: sample ru/8 left out: not a PNG\ufffd[2J (2 of this kind since the start)",
+    )
+    assert found.heldout_loss == 1.25 and [i.kind for i in found.incidents][:3] == ["hang", "nonfinite", "heldout"]
+    # of what is over, the events alone tell: passing troubles fifty steps later, all of them after a restart
+    with open(run / "events.jsonl", "a") as handle:
+        handle.writelines(json.dumps(e) + "\n" for e in steps(21, 80, 1, 2))
+    assert [p.split(":")[0] for p in only(run).problems if "checkpoint" not in p] == [found.problems[0], "step 19"]
+    with open(run / "events.jsonl", "a") as handle:
+        handle.write(json.dumps(event("start", 1, step=20, steps=100, ranks=2)) + "\n")
+    assert only(run).problems == () and len(only(run).incidents) == len(told)
+    assert vlm(["status", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["incidents"][1]["kind"] == "nonfinite"
+
+
+def test_events_of_garbage_are_told_too(make_run: MakeRun) -> None:
+    kinds = ("hang", "nonfinite", "damaged", "straggler", "spike", "skipped", "warning", "heldout")
+    odd: list[Any] = [None, [1, {}], "x" * 10_000, {"a": 1}, float("nan"), True]
+    names = (
+        "step",
+        "silent_ranks",
+        "samples",
+        "speed",
+        "rank",
+        "loss",
+        "sigmas",
+        "reason",
+        "sample",
+        "text",
+        "problem",
+    )
+    events = [event(kind, 1, **dict.fromkeys(names, value)) for kind in kinds for value in odd]
+    found = only(make_run("a", [START, *events], (2, 2)))
+    assert len(found.problems) == 7 and all(len(p) < 300 and p.isprintable() for p in found.problems)
+    json.dumps(found.to_json(NOW))
+
+
 def test_evaluations(make_run: MakeRun) -> None:
     run = make_run("a", [START, event("end", 5, step=1)])
     parts = run / "eval" / "ru" / "parts"

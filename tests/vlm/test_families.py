@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from PIL import Image
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -41,6 +42,7 @@ from vlm.data.documents import IGNORE, Tokeniser
 from vlm.data.images import Pixels
 from vlm.data.processor import LLaVADataProcessor
 from vlm.data.template import TEMPLATES
+from vlm.model.adapter import AdapterConfig, save_adapter, trainable
 from vlm.model.assemble import Assembly, assemble
 from vlm.model.attention import choose_backend
 from vlm.model.load import load_model, load_tokenizer
@@ -184,6 +186,57 @@ def test_a_packed_step_is_transformers_own(pair: tuple[Path, str, str], english:
     for name, parameter in ours.named_parameters():
         if name in wanted:
             torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Layers with a window of 12 tokens and without, under a tower."""
+    folder = tmp_path_factory.mktemp("gemma")
+    parts = write_tower("clip", folder / "tower"), write_language("gemma", folder / "language")
+    assemble(*parts, folder / "out", template="gemma")
+    return folder / "out"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AdapterConfig(r=4, alpha=8),
+        AdapterConfig(method="ia3"),
+        AdapterConfig(method="prompt", virtual_tokens=5),
+        AdapterConfig(method="ptuning", virtual_tokens=5, encoder_width=16),
+        AdapterConfig(method="prefix", virtual_tokens=5),
+        AdapterConfig(method="prefix", virtual_tokens=20),
+    ],
+    ids=lambda config: f"{config.method}-{config.virtual_tokens}",
+)
+def test_adapters_over_mixed_layers_are_pefts_own(
+    config: AdapterConfig, gemma: Path, english: Path, tmp_path: Path
+) -> None:
+    """A packed row gives what plain PEFT gives one by one, where the window counts the prompt in one layer in two."""
+    choose_backend("sdpa", torch.device("cpu"), torch.float32)
+    pixels, assembly = Pixels.of(gemma), Assembly.read(gemma)
+    torch.manual_seed(0)
+    ours = PackedLlava(trainable(load_model(gemma, "float32", packed=True), config, assembly), pixels).eval()
+    weights = {n: p for n, p in ours.named_parameters() if p.requires_grad}
+    for parameter in weights.values():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    save_adapter(ours, {n: p.detach() for n, p in weights.items()}, tmp_path)
+    base = LlavaForConditionalGeneration.from_pretrained(gemma).eval()
+    tokeniser = Tokeniser(load_tokenizer(gemma), TEMPLATES["gemma"], assembly.image_tokens, "joint")
+    samples = [ShardDataset.open(english).read(i) for i in (0, 7)]
+    documents = [tokeniser.document(sample) for sample in samples]
+    images = [pixels.decode(sample.image or b"") for sample in samples]
+    with torch.inference_mode():
+        row = pack(documents, images, pixels.size)
+        found = ours.llava.lm_head(ours.hidden(row))
+        plain = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        at = 0
+        for number, document in enumerate(documents):
+            ids = torch.from_numpy(document.input_ids)[None]
+            seen = pixels.normalise(row.pixels[number : number + 1], torch.float32)
+            expected = plain(input_ids=ids, pixel_values=seen).logits[0, -len(document) :]
+            torch.testing.assert_close(found[at : at + len(document)], expected, atol=1e-4, rtol=1e-4)
+            at += len(document)
 
 
 def test_prompt_and_pixels_equal_the_processors(pair: tuple[Path, str, str], english: Path) -> None:

@@ -26,7 +26,10 @@ from vlm.data.plan import Plan
 from vlm.data.skips import Skipped, Skips
 from vlm.data.template import TEMPLATES
 from vlm.data.waits import Waits
-from vlm.model.load import load_tokenizer
+from vlm.model.adapter import AdapterConfig, trainable
+from vlm.model.assemble import Assembly
+from vlm.model.load import load_model, load_tokenizer
+from vlm.model.packed import PackedLlava
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,27 @@ def test_cost_decides_and_tokens_limit(source_of: Callable[[DataConfig], Source]
     with ThreadPoolExecutor(1) as pool:
         step = Loader(source, plan_of(source, 12, 1), 0, 2, Cost(image=16, attention=1e-3)).step(0, pool)
     assert all(m.tokens <= 300 for m in step.micro_batches)
+
+
+@pytest.mark.parametrize("method", ["prompt", "ptuning", "prefix"])
+def test_virtual_tokens_count_in_a_row(
+    method: str, model: Path, english: Path, source_of: Callable[[DataConfig], Source]
+) -> None:
+    adapter = AdapterConfig(method=method, virtual_tokens=100, projector=False)
+    llava = PackedLlava(
+        trainable(load_model(model, "float32", packed=True), adapter, Assembly.read(model)), Pixels.of(model)
+    )
+    source, limit = source_of(DataConfig(train=str(english), micro_batch_tokens=500)), 500
+    source.tokeniser = Tokeniser(source.tokeniser.tokenizer, source.tokeniser.template, 64, virtual_tokens=100)
+    seen: list[int] = []
+    llava.llava.model.language_model.register_forward_pre_hook(
+        lambda module, args, inputs: seen.append(inputs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    with torch.no_grad():
+        for rank in (0, 1):
+            for row in step_of(source, plan_of(source, 12, 1), 0, rank, 2).micro_batches:
+                llava(row)
+    assert 200 < max(seen) <= limit and len(seen) % 2 == 0
 
 
 def test_cost_of_a_7b_model(tmp_path: Path) -> None:

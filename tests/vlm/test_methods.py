@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
@@ -22,11 +23,20 @@ from vlm.data.documents import Document, Tokeniser
 from vlm.data.images import Pixels
 from vlm.data.template import load_template
 from vlm.engine import Engine, EngineConfig, deepspeed_config, start_world
-from vlm.model.adapter import AdapterConfig, load_adapter, load_answering, save_adapter, trainable
+from vlm.model.adapter import (
+    NEW_TOKENS,
+    PROJECTOR,
+    AdapterConfig,
+    load_adapter,
+    load_answering,
+    save_adapter,
+    trainable,
+)
 from vlm.model.assemble import Assembly
 from vlm.model.load import load_model, load_tokenizer
 from vlm.model.packed import PackedLlava
-from vlm.optim import OptimConfig
+from vlm.optim import OptimConfig, parameter_groups
+from vlm.saver import Saver
 
 CONFIGS = {
     "lora": AdapterConfig(r=4, alpha=8),
@@ -184,7 +194,7 @@ def _learn(packed: PackedLlava, row: MicroBatch, run: Path, steps: range, resume
         engine.backward(loss, int((row.labels != -100).sum()), last=True)
         engine.step()
         state = checkpoint.State(step + 1, "plan", "base", 0, 0)
-        checkpoint.save(packed, run, state, checkpoint.CheckpointConfig(keep=0))
+        Saver(packed, run, checkpoint.CheckpointConfig(keep=0)).save(state)
     return losses
 
 
@@ -277,6 +287,58 @@ def test_a_model_without_added_tokens_has_none_to_train(rows: Rows) -> None:
     assembly = replace(rows.assembly, new_token_ids=[])
     with pytest.raises(BadInput, match="tokens: `vlm assemble` added no tokens"):
         trainable(load_model(rows.folder, "float32", packed=True), AdapterConfig(method="tokens"), assembly)
+
+
+def test_an_images_place_and_padding_are_no_words(rows: Rows) -> None:
+    """A model whose added tokens are only these trains none: PEFT would copy the whole vocabulary in every pass."""
+    model = load_model(rows.folder, "float32", packed=True)
+    markers = [model.config.image_token_id, model.config.pad_token_id]
+    assert set(markers) < set(rows.assembly.new_token_ids)
+    names = [n for n, p in rows.packed("tokens").named_parameters() if p.requires_grad]
+    assert names and all(NEW_TOKENS in n.split(".") for n in names)
+    assembly = replace(rows.assembly, new_token_ids=markers)
+    adapted = trainable(model, CONFIGS["lora"], assembly)
+    assert not any(NEW_TOKENS in n.split(".") for n, p in adapted.named_parameters())
+    with pytest.raises(BadInput, match="added no tokens"):
+        trainable(load_model(rows.folder, "float32", packed=True), CONFIGS["tokens"], assembly)
+
+
+@pytest.mark.usefixtures("world")
+def test_added_tokens_alone_learn(rows: Rows) -> None:
+    """The rows of the tokens that a text holds move; every other weight of the model stays as it was, to the bit."""
+    packed = rows.packed("tokens")
+    before = {n: p.detach().clone() for n, p in packed.named_parameters()}
+    row = rows.row(rows.documents("separate"))
+    optim = OptimConfig(lr=1e-3)
+    engine = Engine(packed, deepspeed_config(EngineConfig(), optim, "float32", 1), optim)
+    engine.backward(engine.ds(row), int((row.labels != -100).sum()), last=True)
+    engine.step()
+    moved = {n for n, p in packed.named_parameters() if not torch.equal(p.detach(), before[n])}
+    assert moved == {n for n in before if NEW_TOKENS in n.split(".")}
+
+
+def test_every_part_has_its_own_rate(rows: Rows) -> None:
+    optim = OptimConfig(lr=1e-4, projector_lr=2e-5, token_lr=3e-3)
+    packed = rows.packed("lora")
+    names = {id(p): n.split(".") for n, p in packed.named_parameters()}
+    rates = {n: g["peak_lr"] for g in parameter_groups(packed, optim) for n in _parts(g["params"], names)}
+    assert rates == {PROJECTOR: 2e-5, NEW_TOKENS: 3e-3, "lora_A": 1e-4, "lora_B": 1e-4}
+    alone = parameter_groups(packed, OptimConfig(lr=1e-4))
+    assert {g["peak_lr"] for g in alone} == {1e-4}
+
+
+def _parts(parameters: Any, names: dict[int, list[str]]) -> set[str]:
+    known = (PROJECTOR, NEW_TOKENS, "lora_A", "lora_B")
+    return {next(part for part in known if part in names[id(p)]) for p in parameters}
+
+
+@pytest.mark.parametrize(("name", "scale"), [("lora", 8 / 4), ("rslora", 8 / 4**0.5), ("dora", 8 / 4)])
+def test_the_scale_is_that_of_the_paper(name: str, scale: float, rows: Rows) -> None:
+    packed = rows.packed(name)
+    layers = [m for m in packed.modules() if isinstance(m, LoraLayer) and m.lora_A]
+    assert layers and {layer.scaling["default"] for layer in layers} == {scale}
+    magnitudes = [n for n, p in packed.named_parameters() if "lora_magnitude_vector" in n and p.requires_grad]
+    assert len(magnitudes) == (len(layers) if name == "dora" else 0)
 
 
 def test_what_cannot_be_merged_or_does_not_fit_is_refused(rows: Rows, tmp_path: Path) -> None:

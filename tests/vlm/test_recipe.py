@@ -1,12 +1,15 @@
 """Recipes: bases, overrides, and one clear line for every mistake."""
 
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launch.recipe import PipelineRecipe, load
 from shards.errors import BadInput
-from vlm.config import RECIPES
+from vlm.config import RECIPES, Recipe
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.yaml")))
@@ -66,6 +69,15 @@ def test_bad_files_name_themselves(content: str, message: str, tmp_path: Path) -
     path.write_text(content)
     with pytest.raises(BadInput, match=message):
         load(str(path))
+
+
+@pytest.mark.parametrize("section", ["model", "adapter", "data", "optim", "engine", "checkpoint", "heldout"])
+def test_every_key_stands_in_the_documents_with_its_default(section: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
+    table = page.split(f"### {section}\n")[1].split("\n#")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \| \S.* \|$", table, re.MULTILINE))
+    defaults = asdict(getattr(Recipe(), section))
+    assert {name: yaml.safe_load(shown) for name, shown in rows.items()} == defaults
 
 
 def test_unknown_recipe_offers_the_nearest() -> None:

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 
 from shards.ahead import cores
+from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from vlm.data.batch import MicroBatch, pack
 from vlm.data.cost import Cost
+from vlm.data.deal import deal
 from vlm.data.documents import Document, Tokeniser, silent
 from vlm.data.images import Pixels, flip_shift
 from vlm.data.lengths import Lengths, cache_folder, check_lengths, lengths_of
 from vlm.data.mixture import Corpus, SetConfig
-from vlm.data.plan import Plan, deal
+from vlm.data.plan import Plan
 from vlm.data.skips import Skipped
 from vlm.data.waits import Waits
 
@@ -38,7 +40,7 @@ class DataConfig:
     batch_size: int = 128
     """Samples in an optimizer step, over all ranks."""
     micro_batch_tokens: int = 8192
-    """Most tokens of a flat row."""
+    """Most tokens of a flat row, those that prompt, p-tuning and prefix put before every document included."""
     max_length: int = 4096
     """Samples are cut to so many tokens."""
     window: int = 0
@@ -91,12 +93,14 @@ class Source:
     def __init__(self, config: DataConfig, tokeniser: Tokeniser, pixels: Pixels, seed: int) -> None:
         """BadInput where the set or a sample of it cannot train; `warnings` are lines about what looks wrong."""
         self.config, self.tokeniser, self.pixels, self.seed = config, tokeniser, pixels, seed
+        if config.shift and pixels.tiles:
+            raise BadInput(f"data.shift={config.shift}: each tile would be mirrored by itself; set it to 0")
         self.dataset = Corpus.open(config.train, config.mix)
         self.warnings: list[str] = []
         parts = []
         for each in self.dataset.sets:
             part = lengths_of(each, tokeniser, pixels, cache_folder(config.cache))
-            self._refuse_silent(part, each.folder.as_posix(), each.keys)
+            self._refuse_silent(part, each)
             self.warnings += check_lengths(part, tokeniser.image_tokens, tokeniser.max_length, each.folder.as_posix())
             parts.append(part)
         self.lengths = Lengths.join(parts)
@@ -104,13 +108,14 @@ class Source:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def _refuse_silent(self, lengths: Lengths, folder: str, keys: list[str]) -> None:
+    def _refuse_silent(self, lengths: Lengths, dataset: ShardDataset) -> None:
         without = np.flatnonzero(lengths.supervised == 0)
         if len(without):
             more = f" ({len(without) - 1} more like it)" if len(without) > 1 else ""
             raise BadInput(
-                f"{folder}: sample {keys[without[0]]} has no supervised token with data.template="
-                f"{self.config.template or '(the model folder)'} and data.max_length={self.config.max_length}; "
+                f"{dataset.folder}: sample {dataset.entries.key(int(without[0]))} has no supervised token with "
+                f"data.template={self.config.template or '(the model folder)'} and "
+                f"data.max_length={self.config.max_length}; "
                 f"the loss would be 0{more}: mend the template or raise data.max_length"
             )
 
@@ -203,9 +208,11 @@ class Loader:
         batch, lengths = self.plan.batch(index), self.source.lengths
         indices = [i for _, i in batch]
         tokens = lengths.tokens[indices]
-        costs = self.cost.of(tokens, lengths.images[indices])
+        # as long as the row will be: the model puts its virtual tokens in after the loader
+        in_row = tokens + self.source.tokeniser.virtual_tokens
+        costs = self.cost.of(in_row, lengths.images[indices])
         limit = self.source.config.micro_batch_tokens
-        rows = deal(tokens.tolist(), self.ranks, limit, costs.tolist())[self.rank]
+        rows = deal(in_row.tolist(), self.ranks, limit, costs.tolist())[self.rank]
         own = [place for row in rows for place in row]
         loaded = dict(zip(own, pool.map(lambda place: self.source.load_or_skip(*batch[place]), own), strict=True))
         return Step(

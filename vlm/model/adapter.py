@@ -142,7 +142,11 @@ class AdapterConfig:
 def trainable(model: LlavaForConditionalGeneration, config: AdapterConfig, assembly: Assembly) -> nn.Module:
     """Freeze and wrap `model` as the recipe says; returns the module to train."""
     model.requires_grad_(False)
-    return METHODS[config.method].wrap(model, config.options(), assembly)
+    wrapped = METHODS[config.method].wrap(model, config.options(), assembly)
+    if isinstance(wrapped, PeftModel):
+        # PEFT asks it for re-entrant checkpoints; ours are not, and a frozen tower would be differentiated for nothing
+        wrapped.disable_input_require_grads()
+    return wrapped
 
 
 def save_adapter(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> bool:

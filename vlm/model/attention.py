@@ -10,7 +10,9 @@ Source: Dao, "FlashAttention-2" (2023); Jiang et al., "Mistral 7B" (2023) for th
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,10 +130,15 @@ def torch_varlen(
 
     cu_q, cu_k, max_q, max_k, _ = layout.varlen(q_HTD.device)
     q, k, v = _varlen_inputs(q_HTD, k_GTD, v_GTD, layout)
-    grouped = k.shape[1] != q.shape[1]
-    out = varlen_attn(
-        q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=_window_size(window), enable_gqa=grouped
-    )
+    options: dict[str, Any] = {}
+    if (groups := q.shape[1] // k.shape[1]) > 1:
+        if "enable_gqa" in signature(varlen_attn).parameters:
+            options["enable_gqa"] = True
+        else:
+            # torch 2.11
+            k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
+    window_size = _window_size(window)
+    out = varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, window_size=window_size, **options)
     assert isinstance(out, Tensor)
     return out
 
@@ -172,6 +179,8 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
         raise BadInput(f"model.attention: unknown back end {name!r}; choose one of auto, {', '.join(BACKENDS)}")
     if name != "sdpa" and not fused:
         raise BadInput(f"model.attention: {name} needs a CUDA GPU and 16-bit weights; use auto or sdpa")
+    if name == "flash-attn" and not _flash_installed():
+        raise BadInput("model.attention: flash-attn is not installed; pip install flash-attn, or use auto")
     _chosen = name
     return name
 

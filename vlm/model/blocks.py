@@ -1,5 +1,7 @@
 """What is done to the language model's blocks before training: checkpointing, compiling, fused kernels."""
 
+import os
+import shutil
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,10 +26,10 @@ def prepare_blocks(
     trained follows it. `compile_blocks` compiles each block at its first call. `liger` takes Liger's RMSNorm, gated MLP
     and rotary embedding. Raises BadInput where an option cannot work here.
     """
-    if checkpoint_blocks < 0:
-        raise BadInput(f"model.checkpoint_blocks: {checkpoint_blocks} is below 0; 0 none, 1 all, n every n-th block")
+    family = str(llava.model.language_model.config.model_type)
+    check_blocks(family, checkpoint_blocks, compile_blocks, liger)
     if liger:
-        _apply_liger(llava.model.language_model)
+        _apply_liger(llava.model.language_model, family)
     for stack in (language_blocks(llava), vision_blocks(llava)):
         for number, block in enumerate(stack):
             block.gradient_checkpointing = bool(checkpoint_blocks) and number % checkpoint_blocks == 0
@@ -37,6 +39,29 @@ def prepare_blocks(
         for block in language_blocks(llava):
             # rows differ in length
             block.compile(dynamic=True)
+
+
+def check_blocks(family: str, checkpoint_blocks: int, compile_blocks: bool, liger: bool) -> None:
+    """Raise BadInput where an option of section `model` cannot work with this family of language models, or here."""
+    if checkpoint_blocks < 0:
+        raise BadInput(f"model.checkpoint_blocks: {checkpoint_blocks} is below 0; 0 none, 1 all, n every n-th block")
+    if compile_blocks and not _compiler():
+        raise BadInput("model.compile_blocks: no compiler; put g++ (on a GPU gcc) on PATH, or set it to false")
+    if not liger:
+        return
+    if family not in LIGER_FAMILIES:
+        raise BadInput(f"model.liger: no kernels for {family}; they are for {', '.join(LIGER_FAMILIES)}")
+    if not torch.cuda.is_available():
+        raise BadInput("model.liger: its kernels need a CUDA GPU; set model.liger=false")
+    if find_spec("liger_kernel") is None:
+        raise BadInput("model.liger: not installed; pip install liger-kernel")
+
+
+def _compiler() -> str | None:
+    # on a GPU it is Triton that compiles, its launcher in C
+    names = ("cc", "gcc", "clang") if torch.cuda.is_available() else ("g++", "clang++")
+    own = os.environ.get("CC" if torch.cuda.is_available() else "CXX")
+    return next(filter(None, map(shutil.which, [own] if own else names)), None)
 
 
 def language_blocks(llava: LlavaForConditionalGeneration) -> list[GradientCheckpointingLayer]:
@@ -53,14 +78,7 @@ def _blocks(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _apply_liger(language_model: PreTrainedModel) -> None:
-    family = str(language_model.config.model_type)
-    if family not in LIGER_FAMILIES:
-        raise BadInput(f"model.liger: no kernels for {family}; they are for {', '.join(LIGER_FAMILIES)}")
-    if not torch.cuda.is_available():
-        raise BadInput("model.liger: its kernels need a CUDA GPU; set model.liger=false")
-    if find_spec("liger_kernel") is None:
-        raise BadInput("model.liger: not installed; pip install liger-kernel")
+def _apply_liger(language_model: PreTrainedModel, family: str) -> None:
     liger_kernel = import_module("liger_kernel.transformers")
 
     apply = getattr(liger_kernel, f"apply_liger_kernel_to_{family}")

@@ -59,7 +59,7 @@ class TokensOptions:
 
 def lora(model: LlavaForConditionalGeneration, options: LoraOptions, assembly: Assembly) -> nn.Module:
     """PEFT's LoRA, with rows for added tokens and a copy of the projector beside it."""
-    new = assembly.new_token_ids if options.new_tokens else []
+    new = learned_tokens(model, assembly) if options.new_tokens else []
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,
@@ -81,15 +81,25 @@ def qlora(model: LlavaForConditionalGeneration, options: QloraOptions, assembly:
 
 def tokens(model: LlavaForConditionalGeneration, options: TokensOptions, assembly: Assembly) -> nn.Module:
     """Rows of added tokens alone; raises BadInput where there are none."""
-    if not assembly.new_token_ids:
+    new = learned_tokens(model, assembly)
+    if not new:
         raise BadInput("adapter.method: tokens: `vlm assemble` added no tokens to model.base; assemble it with some")
     config = LoraConfig(
         target_modules=DUMMY_TARGET_MODULES,
         modules_to_save=beside(options.projector),
-        trainable_token_indices=_rows(model, assembly.new_token_ids),
+        trainable_token_indices=_rows(model, new),
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def learned_tokens(model: LlavaForConditionalGeneration, assembly: Assembly) -> list[int]:
+    """The added tokens that a text can hold: an image's place and padding have no embedding of their own in use.
+
+    A model without others is spared PEFT's copy of the whole vocabulary in every pass.
+    """
+    unused = (model.config.image_token_id, getattr(model.config, "pad_token_id", None))
+    return [token for token in assembly.new_token_ids if token not in unused]
 
 
 def _rows(model: LlavaForConditionalGeneration, new: list[int]) -> dict[str, list[int]]:
