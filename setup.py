@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 SERVER = ["openai>=3"]
-MONITOR = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20"]
+MONITOR = ["starlette>=0.40", "uvicorn>=0.30", "prometheus-client>=0.20", "markdown-it-py>=3"]
 
 setup(
     name="ruvlm",
@@ -17,7 +17,7 @@ setup(
         "vlm": ["recipes/*.yaml", "demo/english_base/*", "report/*.html"],
         "shards": ["*.tsv", "*/*.html"],
         "shards.translate": ["memories/*.tsv", "glossaries/*.tsv", "examples/*.tsv"],
-        "launch.monitor": ["*.html", "page.js"],
+        "launch.monitor": ["*.html", "style.css", "page.js"],
     },
     entry_points={"console_scripts": ["vlm = launch.cli:main"]},
     # torch to peft are bounded by the oldest versions tried, the others by what the code calls

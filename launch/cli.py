@@ -4,16 +4,19 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launch.fence import guard
-from launch.options import Json, Out, Overrides, RecipeName, show
+from launch.options import Json, Number, Out, Overrides, RecipeName, show
 from launch.shards_cli import shards_app
 from shards.errors import BadInput, ServerFault
 from vlm.stop import Fault, Requeue
 from vlm.world import find_world
+
+if TYPE_CHECKING:
+    from shards.translate.config import TranslateConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,11 +72,12 @@ def demo(
 
 @app.command()
 def translate(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Dataset folder to translate.")],
-    out: Out,
+    source: Annotated[str, typer.Argument(metavar="IN|RECIPE", help="Dataset folder, or with --set a recipe.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="key=value", help="Keys such as engine=memory+hf.")
+        list[str] | None, typer.Argument(metavar="key=value", help="Keys such as engine=memory+hf, or of the recipe.")
     ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
+    number: Number = None,
     part: Annotated[
         str | None, typer.Option(help="Translate part i of n, as in 0/8; whoever comes last makes the whole.")
     ] = None,
@@ -81,34 +85,56 @@ def translate(
 ) -> None:
     """Translate a dataset's dialogues and questions into new shards, with proof of quality.
 
-    Resumable and cached. OUT/quality.html shows what was checked.
+    Resumable and cached. OUT/quality.html shows what was checked. With --set the dataset is entry i of a recipe's list
+    `shards`, and the keys are the recipe's.
 
     Example: vlm translate data/en-train --out data/ru-train memory=easy_vqa.en-ru
     """
     _quiet()
     from launch.progress import Progress
     from shards.info import read_info
-    from shards.translate.config import TranslateConfig
     from shards.translate.plan import make_plan
     from shards.translate.run import translate_dataset, translate_part
-    from vlm.config import load_section
     from vlm.eval.parts import Part
     from vlm.translation import MAKERS
 
-    plan = make_plan(load_section(TranslateConfig, overrides or []), MAKERS)
-    total = read_info(source).samples
+    there, here, config = _translation(source, out, number, overrides or [])
+    plan = make_plan(config, MAKERS)
+    total = read_info(there).samples
     with Progress("samples") as progress:
         at = partial(progress.of, total=total)
         info = (
-            translate_part(source, out, plan, Part.parse(part).pair, at)
+            translate_part(there, here, plan, Part.parse(part).pair, at)
             if part
-            else translate_dataset(source, out, plan, at)
+            else translate_dataset(there, here, plan, at)
         )
     if info is None:
         show({"part": part, "whole": False}, as_json, f"part {part} done; the dataset is made when all parts are there")
         return
     counts = {"name": info.name, "lang": info.lang, "samples": info.samples, "rejected": info.rejected}
-    show(counts, as_json, f"{out}: {info.samples} samples, {info.rejected} rejected; see {out / 'quality.html'}")
+    show(counts, as_json, f"{here}: {info.samples} samples, {info.rejected} rejected; see {here / 'quality.html'}")
+
+
+def _translation(
+    source: str, out: Path | None, number: int | None, overrides: list[str]
+) -> "tuple[Path, Path, TranslateConfig]":
+    """Folder to translate, folder to write, and how."""
+    if number is not None:
+        from launch.recipe import load, raw_set
+
+        if out:
+            raise BadInput("--out, --set: give one of them; the recipe names the folder of a set's translation")
+        recipe = load(source, overrides)
+        chosen = raw_set(recipe, number)
+        if not chosen.translated:
+            raise BadInput(f"--set {number}: {chosen.out} has no translation; name its folder as `translated`")
+        return Path(chosen.out), Path(chosen.translated), recipe.translate
+    from shards.translate.config import TranslateConfig
+    from vlm.config import load_section
+
+    if out is None:
+        raise BadInput("--out: missing; name the folder to write, or with --set i an entry of a recipe's `shards`")
+    return Path(source), out, load_section(TranslateConfig, overrides)
 
 
 @app.command()
@@ -282,10 +308,15 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
 
     Example: vlm report runs/demo
     """
+    from launch.outcome import ends
     from vlm.report import write_report
+    from vlm.report.stages import FAILED
 
-    paths = write_report(run_folder)
-    show({"html": str(paths.page), "text": str(paths.project_report)}, as_json, f"report: {paths.page}")
+    stages = ends(run_folder)
+    paths = write_report(run_folder, stages)
+    why = [each.sentence for each in stages if each.state == FAILED]
+    content = {"html": str(paths.page), "text": str(paths.project_report), "failed": why}
+    show(content, as_json, "\n".join([*why, f"report: {paths.page}"]))
 
 
 @app.command()
@@ -293,28 +324,41 @@ def status(
     folder: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A run, or a folder of runs.")],
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Draw again every 2 s until Ctrl-C.")] = False,
+    textfile: Annotated[
+        Path | None, typer.Option(help="Metrics file of `vlm monitor --textfile`: say when it is no longer written.")
+    ] = None,
 ) -> None:
-    """Show how the runs at or below a folder stand, and what is wrong with them.
+    """Show how the runs at or below a folder stand, and what is wrong with them (docs/operations.md).
 
     Example: vlm status runs --watch
     """
     from launch.status import status as show
 
-    show(folder, as_json, watch)
+    show(folder, as_json, watch, textfile)
 
 
 @app.command()
 def monitor(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs.")],
-    host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; for another than loopback a token is asked for.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8087,
     textfile: Annotated[
-        Path | None, typer.Option(help="Write the Prometheus metrics to this file once, and end.")
+        Path | None, typer.Option(help="Write the Prometheus metrics to this file, or a file a run into this folder.")
+    ] = None,
+    every: Annotated[float, typer.Option(help="With --textfile: write again after so many seconds; 0 once.")] = 0.0,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token, chmod 600; without it one is made and printed.")
     ] = None,
 ) -> None:
     """Serve pages about the runs below a folder, and Prometheus metrics under /metrics.
 
     Example: vlm monitor runs --port 8087
+
+    \b
+    More:
+      vlm monitor runs --host 0.0.0.0 --token-file ~/.config/ruvlm-token
     """
     from launch.monitor import require_extra
 
@@ -322,11 +366,11 @@ def monitor(
     if textfile:
         from launch.monitor.metrics import write_textfile
 
-        write_textfile(folder, textfile)
+        write_textfile(folder, textfile, every)
     else:
         from launch.monitor.server import serve
 
-        serve(folder, host, port)
+        serve(folder, host, port, token_file)
 
 
 @app.command()
@@ -371,20 +415,44 @@ def estimate(
 @app.command("launch")
 def launch_jobs(
     stage: Annotated[
-        str, typer.Argument(metavar="STAGE", help="train, export, eval, merge, report, or pipeline: all that apply.")
+        str,
+        typer.Argument(
+            metavar="STAGE",
+            help="shards, translate, train, export, eval, merge, report, or pipeline: all that the recipe has.",
+        ),
     ],
     recipe: RecipeName,
     overrides: Overrides = None,
     cluster: Annotated[str | None, typer.Option(help="slurm, local or debug, in place of cluster.kind.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the jobs and their commands.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the graph, the sbatch headers and the commands.")
+    ] = False,
 ) -> None:
-    """Run a stage of a recipe, or all of them one after the other, as jobs.
+    """Run a stage of a recipe, or all of them one after the other, as jobs. docs/launch.md tells more.
 
     Example: vlm launch pipeline demo eval.data=runs/demo/data/ru-test --cluster slurm --dry-run
     """
+    _quiet()
     from launch.pipeline import launch
 
     launch(stage, recipe, overrides or [], cluster, dry_run)
+
+
+@app.command("requeue", hidden=True, context_settings={"ignore_unknown_options": True})
+def requeue(
+    code: Annotated[int, typer.Argument(help="Exit code that the job's command ended with.")],
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE")] = None,
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option(help="Stage of the pipeline.")] = "train",
+) -> None:
+    """At the end of a Slurm job: ask for another turn where that may help, and end with CODE.
+
+    Example: vlm requeue 75 demo optim.epochs=1
+    """
+    from launch.again import again
+
+    again(code, stage, recipe, overrides or [])
+    raise typer.Exit(code)
 
 
 @app.command("demo-models", hidden=True)

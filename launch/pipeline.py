@@ -1,142 +1,232 @@
-"""`vlm launch`: the stages of a recipe as submitit jobs, each behind the one before it.
+"""`vlm launch`: the graph of a recipe as submitit jobs, on Slurm or on this machine."""
 
-What training leaves decides the stages. An adapter is evaluated and merged, or answers beside the base where it cannot
-be merged; projector and full training leave weights of the model itself, which are exported and then evaluated.
-"""
-
+import hashlib
 import shlex
 import shutil
-import signal
+import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
-from launch.cluster import executor
+from launch.cluster import plain
+from launch.executors import slurm_executor
 from launch.fence import launcher
+from launch.graph import PlannedStage, check_inputs, graph, left_out
+from launch.jobs import record
+from launch.margin import LEAST_SECONDS, margin_seconds
+from launch.outcome import Launched, update, write
 from launch.recipe import PipelineRecipe, load
-from launch.stages import Stage, StageFailed, run_command, run_stages
+from launch.stages import Jobs, StageFailed, run_or_exit, run_stages
 from shards.errors import BadInput
+from shards.files import write_atomic
 
-STAGES = ("train", "export", "eval", "merge", "report")
-_WHOLE = ("projector", "full")
-_BESIDE = ("bottleneck", "prompt", "ptuning", "prefix")
-# as in slurm/train.sh: a rank that exits with 75 must not have the others killed, and 75 asks for another turn
+Say = Callable[[str], None]
+# as in slurm/env.sh: a rank that exits with 75 must not have the others killed
 _SRUN = ("--kill-on-bad-exit=0", "--wait=60")
-_REQUEUE = ["code=$?", 'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit "$code"']
-
-
-@dataclass(frozen=True)
-class Job:
-    """One stage as arguments of `vlm`, with the nodes that it takes on Slurm and the GPUs, a task each, on a node."""
-
-    stage: str
-    arguments: list[str]
-    nodes: int = 1
-    gpus: int = 0
+# what Slurm sends to the ranks must not end the script before them
+_TRAP = "trap : TERM USR1 USR2"
+# another port at each restart: an orphan rank of the turn before must not meet the new ones
+_PORT = "export MASTER_PORT=${MASTER_PORT:-$((15000 + (SLURM_JOB_ID + 7919 * ${SLURM_RESTART_COUNT:-0}) % 15000))}"
 
 
 def launch(stage: str, name: str, overrides: Sequence[str], cluster: str | None, dry_run: bool) -> None:
-    """Submit (slurm) or run (local, debug) one stage or the pipeline; with `dry_run` only print what would be done."""
-    recipe = load(name, [*overrides, *([f"cluster.kind={cluster}"] if cluster else [])])
-    act = describe if dry_run else submit if recipe.cluster.kind == "slurm" else _run
-    act(recipe, plan(stage, recipe, [name, *overrides]))
+    """`vlm launch STAGE|pipeline RECIPE`; with `dry_run` only print what would be done."""
+    given = [*overrides, *([f"cluster.kind={cluster}"] if cluster else [])]
+    recipe, stages = load(name, given), None if stage == "pipeline" else [stage]
+    if dry_run:
+        describe(recipe, graph(recipe, [name, *overrides], stages))
+        return
+    try:
+        submit(recipe, stages)
+    except StageFailed as failure:
+        print(f"vlm launch: {failure}; mend the cause and start again: it goes on from there", file=sys.stderr)
+        raise SystemExit(failure.code) from None
 
 
-def plan(stage: str, recipe: PipelineRecipe, arguments: list[str]) -> list[Job]:
-    """The jobs in order, BadInput for what would fail only after hours; the pipeline evaluates what it trained."""
-    if stage not in (*STAGES, "pipeline"):
-        raise BadInput(f"launch {stage}: no such stage; choose one of {', '.join(STAGES)}, pipeline")
-    if stage in ("eval", "merge", "pipeline") and not recipe.eval.data:
-        raise BadInput("eval.data: empty; name the folder of the shards with the questions")
-    if stage in STAGES and (reason := _left_out(recipe).get(stage)):
-        raise BadInput(f"launch {stage}: {reason}")
-    # a line break would end a #SBATCH line, and what follows would be run
-    if not "".join((recipe.name, recipe.run, recipe.cluster.partition, recipe.cluster.account)).isprintable():
-        raise BadInput(f"{recipe.name!r}: name, run, cluster.partition and cluster.account must be one plain line each")
-    adapter = [] if recipe.eval.adapter else ["eval.adapter=latest"]
-    gpus, exported = recipe.cluster.gpus_per_node, str(Path(recipe.run) / "model")
-    trained = [f"model.base={exported}"] if recipe.adapter.method in _WHOLE else adapter
-    jobs = (
-        Job("train", ["train", *arguments], recipe.cluster.nodes, gpus),
-        Job("export", ["export", *arguments, "--out", exported]),
-        Job("eval", ["eval", *arguments, *(trained if stage == "pipeline" else [])], gpus=min(1, gpus)),
-        Job("merge", ["merge", *arguments, *adapter], gpus=min(1, gpus)),
-        Job("report", ["report", recipe.run]),
-    )
-    return [job for job in jobs if stage == job.stage or (stage == "pipeline" and job.stage not in _left_out(recipe))]
+def submit(
+    recipe: PipelineRecipe | str,
+    stages: Sequence[str] | None = None,
+    overrides: Sequence[str] = (),
+    say: Say = lambda line: print(line, flush=True),
+) -> dict[str, Jobs]:
+    """Launch a recipe's graph, or the stages named, as section `cluster` says; the submitit jobs by stage.
 
-
-def _left_out(recipe: PipelineRecipe) -> dict[str, str]:
-    """Stages that the method has no use for, and why."""
-    method = recipe.adapter.method
-    if method in _WHOLE:
-        return {"merge": f"adapter.method={method} leaves no adapter; `vlm launch export` writes the trained model"}
-    why = {"export": f"adapter.method={method} leaves an adapter, the model's own weights are as they were"}
-    if method in _BESIDE:
-        why["merge"] = f"what adapter.method={method} learns cannot be merged; evaluation runs it beside the base"
-    return why
-
-
-def describe(recipe: PipelineRecipe, jobs: Sequence[Job]) -> None:
-    """Print the graph, and of each job its command and, on Slurm, its sbatch header (numbers come with queueing)."""
-    on_slurm = recipe.cluster.kind == "slurm"
-    print(f"{' -> '.join(job.stage for job in jobs)} on {recipe.cluster.kind}, run {recipe.run}")
-    if len(jobs) > 1 and recipe.adapter.method in _BESIDE:
-        print(f"no merge: {_left_out(recipe)['merge']}")
-    for job, before in zip(jobs, [None, *jobs], strict=False):
-        lines = header(recipe, job, f"JOB_OF_{before.stage.upper()}" if before else None) if on_slurm else []
-        print("", *lines, shlex.join(["vlm", *job.arguments]), sep="\n")
-
-
-def header(recipe: PipelineRecipe, job: Job, after: str | None) -> list[str]:
-    """The #SBATCH lines of the file that `submit` gives to sbatch, made where there is no Slurm."""
-    asked, folder = recipe.cluster, (Path(recipe.run) / "jobs" / job.stage).absolute()
-    text = _make_sbatch_string(
-        "", folder, f"{recipe.name}-{job.stage}", asked.partition or None, asked.time_minutes, job.nodes,
-        max(1, job.gpus), asked.cpus_per_task, gpus_per_node=job.gpus or None, mem=f"{asked.mem_gb}GB",
-        account=asked.account or None, additional_parameters=_additional(after),
-    )  # fmt: skip
-    return [line for line in text.splitlines() if line.startswith("#SBATCH")]
-
-
-def submit(recipe: PipelineRecipe, jobs: Sequence[Job]) -> None:
-    """Queue the jobs on Slurm, each to start once the one before has ended well."""
-    if not (shutil.which("sbatch") and shutil.which("srun")):
+    A recipe is an object, or a name or path with `key=value` overrides. Stages whose output stands have no jobs. On
+    Slurm this returns once all are queued; on this machine once all have ended, StageFailed for the first that failed.
+    Raises BadInput for a recipe that cannot be launched, before anything is queued or run.
+    """
+    loaded = load(recipe, overrides) if isinstance(recipe, str) else recipe
+    planned = graph(loaded, [str(_recipe_file(loaded))], stages)
+    check_names(loaded)
+    if loaded.cluster.kind == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise BadInput("cluster.kind=slurm: no sbatch and srun on PATH; log in to the cluster or take --cluster local")
-    number = None
-    for job in jobs:
-        place, name = Path(recipe.run) / "jobs" / job.stage, f"{recipe.name}-{job.stage}"
-        made: Any = executor(recipe.cluster, place, name, max(1, job.gpus))
-        made.update_parameters(
-            nodes=job.nodes, gpus_per_node=job.gpus or None, slurm_additional_parameters=_additional(number),
-            slurm_srun_args=[*_SRUN, f"--cpus-per-task={recipe.cluster.cpus_per_task}"], slurm_teardown=_REQUEUE,
-        )  # fmt: skip
-        number = made.submit(in_job, job.arguments).job_id
-        print(f"{job.stage}: job {number}", flush=True)
+    check_inputs(loaded, planned)
+    _recipe_file(loaded).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(_recipe_file(loaded), _text(loaded))
+    return _queue(loaded, planned, say) if loaded.cluster.kind == "slurm" else _run(loaded, planned, say)
 
 
-def in_job(arguments: Sequence[str]) -> None:
-    """Inside a Slurm job: run one `vlm` command; the process takes its exit code, on which the next job waits."""
-    # submitit would requeue the job at once and so kill the ranks while they save; they obey the signal themselves
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    if code := run_command(arguments):
-        sys.exit(code)
+def check_names(recipe: PipelineRecipe) -> None:
+    """BadInput for names that the batch script cannot carry."""
+    plain("name", recipe.name)
+    plain("run", recipe.run)
+    if set("%\\") & set(str(Path(recipe.run).absolute())):
+        raise BadInput(f"run: {recipe.run!r:.200}: Slurm reads % and \\ in names of logs as its own; choose another")
 
 
-def _additional(after: str | None) -> dict[str, Any]:
-    return {"requeue": True} | ({"dependency": f"afterok:{after}", "kill-on-invalid-dep": "yes"} if after else {})
+def describe(recipe: PipelineRecipe, stages: Sequence[PlannedStage]) -> None:
+    """Print the graph, and of each stage its commands and, on Slurm, its batch script (numbers come with queueing)."""
+    check_names(recipe)
+    on_slurm = recipe.cluster.kind == "slurm"
+    standing = _standing(stages)
+    marked = [f"{stage.name} (stands)" if stage.name in standing else stage.name for stage in stages]
+    print(f"{' -> '.join(marked)} on {recipe.cluster.kind}, run {recipe.run}")
+    absent = left_out(recipe)
+    if len(stages) > 1 and absent.keys() >= {"merge", "export"}:
+        print(f"no merge: {absent['merge']}")
+    before: list[str] = []
+    for stage in stages:
+        if stage.name in standing:
+            continue
+        lines = header(recipe, stage, [f"JOB_OF_{name.upper()}" for name in before]) if on_slurm else []
+        print("", *lines, *(shlex.join(["vlm", *command]) for command in stage.commands), sep="\n")
+        before.append(stage.name)
 
 
-def _run(recipe: PipelineRecipe, jobs: Sequence[Job]) -> None:
-    # each command itself finds out what of its work is done
-    stages = [Stage(job.stage, [job.arguments], lambda: False) for job in jobs]
-    with launcher(Path(recipe.run)):
+def header(recipe: PipelineRecipe, stage: PlannedStage, before: Sequence[str]) -> list[str]:
+    """The #SBATCH lines of the script that sbatch gets, made where there is no Slurm."""
+    return [line for line in script(recipe, stage, before).splitlines() if line.startswith("#SBATCH")]
+
+
+def script(recipe: PipelineRecipe, stage: PlannedStage, before: Sequence[str]) -> str:
+    """The batch script of a stage; `before` are the ids of the jobs that it waits for, the last first to end."""
+    count = len(stage.commands)
+    parameters = _parameters(recipe, stage, before)
+    folder = (Path(recipe.run) / "jobs" / stage.name).absolute()
+    text: str = _make_sbatch_string("true", folder, **parameters, map_count=count if count > 1 else None)
+    return text
+
+
+def _queue(recipe: PipelineRecipe, stages: Sequence[PlannedStage], say: Say) -> dict[str, Jobs]:
+    run, standing = Path(recipe.run), _standing(stages)
+    launched, found, numbers = [], dict[str, Jobs](), list[str]()
+    for stage in stages:
+        if stage.name in standing:
+            say(f"{stage.name}: stands, skipped")
+            launched.append(Launched(stage.name, "stands"))
+            continue
         try:
-            run_stages(stages, recipe.cluster, Path(recipe.run) / "jobs", lambda line: print(line, flush=True))
-        except StageFailed as failure:
-            print(f"vlm launch: {failure}; mend the cause and start again: it goes on from there", file=sys.stderr)
-            raise SystemExit(failure.code) from None
+            jobs = found[stage.name] = _submit(recipe, stage, numbers)
+        except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+            _cancel(numbers)
+            raise BadInput(f"sbatch refused {stage.name}: {_refusal(error)}; nothing stays queued") from None
+        names = tuple(job.job_id for job in jobs)
+        numbers.append(names[0].partition("_")[0])
+        for name in names:
+            record(run, stage.name, name, name if "_" in name else "", f"{recipe.name}-{stage.name}")
+        launched.append(Launched(stage.name, "slurm", names))
+        say(f"{stage.name}: job {numbers[-1]}{f', {len(names)} tasks' if len(names) > 1 else ''}")
+    write(run, launched)
+    return found
+
+
+def _submit(recipe: PipelineRecipe, stage: PlannedStage, before: Sequence[str]) -> Jobs:
+    python = recipe.cluster.container.command(stage.gpus)
+    folder = Path(recipe.run) / "jobs" / stage.name
+    made = slurm_executor(folder, shlex.join(python) if python else None, _parameters(recipe, stage, before))
+    environment = [dict(recipe.cluster.environment)] * len(stage.commands)
+    return made.map_array(run_or_exit, [list(command) for command in stage.commands], environment)
+
+
+def _parameters(recipe: PipelineRecipe, stage: PlannedStage, before: Sequence[str]) -> dict[str, Any]:
+    """Of submitit's batch script."""
+    asked = recipe.cluster.of(stage.name)
+    setup = [_TRAP, *([_PORT] if stage.name == "train" else []), *map(_guarded, asked.setup)]
+    parameters = {
+        "job_name": f"{recipe.name}-{stage.name}",
+        "partition": asked.partition or None,
+        "account": asked.account or None,
+        "qos": asked.qos or None,
+        "constraint": asked.constraint or None,
+        "time": asked.time_minutes,
+        "nodes": stage.nodes,
+        "ntasks_per_node": stage.tasks,
+        "cpus_per_task": asked.cpus_per_task,
+        "gpus_per_node": stage.gpus or None,
+        "mem": f"{asked.mem_gb}GB" if asked.mem_gb else "0",
+        "signal_delay_s": margin_seconds(recipe) if stage.name == "train" else LEAST_SECONDS,
+        "setup": setup,
+        "teardown": teardown(stage.name, _recipe_file(recipe)),
+        "srun_args": [*_SRUN, f"--cpus-per-task={asked.cpus_per_task}", *asked.container.srun()],
+        # submitit's own name for its jobs, which sites that account by it refuse
+        "wckey": None,
+        "additional_parameters": _additional(recipe, stage, before),
+    }
+    return {name: value for name, value in parameters.items() if value is not None or name == "wckey"}
+
+
+def _guarded(line: str) -> str:
+    """A line of `cluster.setup`: whatever stands in it, the lines after it are ours."""
+    refused = f"cluster.setup: {line}"
+    return f"eval {shlex.quote(line)} || {{ printf '%s\\n' {shlex.quote(refused)} >&2; exit 2; }}"
+
+
+def teardown(stage: str, recipe: Path) -> list[str]:
+    """What follows srun: `vlm requeue` asks for another turn where that may help; the job ends with srun's code."""
+    command = shlex.join([sys.executable, "-m", "launch.cli", "requeue", "--stage", stage])
+    return ["code=$?", f'[ "$code" -eq 0 ] || {command} "$code" {shlex.quote(str(recipe))}', 'exit "$code"']
+
+
+def _additional(recipe: PipelineRecipe, stage: PlannedStage, before: Sequence[str]) -> dict[str, Any]:
+    flags = {name: value if value else True for name, value in recipe.cluster.sbatch.items()}
+    if not before:
+        return {"requeue": True, **flags}
+    # a stage starts once the one before has ended well; the report once all have ended, however that was
+    waits = f"afterany:{':'.join(before)}" if stage.always else f"afterok:{before[-1]}"
+    return {"requeue": True, **flags, "dependency": waits, "kill-on-invalid-dep": "yes"}
+
+
+def _standing(stages: Sequence[PlannedStage]) -> set[str]:
+    """Stages to skip: of what comes after one that will run nothing is known yet."""
+    found: set[str] = set()
+    for stage in stages:
+        if not stage.standing():
+            break
+        found.add(stage.name)
+    return found
+
+
+def _cancel(numbers: Sequence[str]) -> None:
+    if numbers:
+        subprocess.run(["scancel", *numbers], check=False)
+
+
+def _refusal(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if "error:" in line]
+    return (lines or str(error).splitlines() or [type(error).__name__])[-1]
+
+
+def _run(recipe: PipelineRecipe, stages: Sequence[PlannedStage], say: Say) -> dict[str, Jobs]:
+    run = Path(recipe.run)
+    with launcher(run):
+        write(run, [Launched(stage.name, "waiting") for stage in stages])
+
+        def told(name: str, jobs: Jobs, code: int | None) -> None:
+            update(run, name, tuple(job.job_id for job in jobs), code)
+
+        return run_stages(stages, recipe.cluster, run / "jobs", say, told)
+
+
+def _text(recipe: PipelineRecipe) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def _recipe_file(recipe: PipelineRecipe) -> Path:
+    """The recipe as it is now: what is queued does not change when its file does."""
+    digest = hashlib.sha256(_text(recipe).encode()).hexdigest()[:12]
+    return (Path(recipe.run) / "jobs" / f"recipe-{digest}.yaml").absolute()

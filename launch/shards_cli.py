@@ -3,12 +3,15 @@
 from enum import StrEnum
 from os.path import isdir
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.options import Json, Out, show
+from launch.options import Json, Number, Overrides, show
 from shards.errors import BadInput
+
+if TYPE_CHECKING:
+    from shards.info import DatasetInfo
 
 shards_app = typer.Typer(
     no_args_is_help=True,
@@ -47,8 +50,13 @@ def readers(as_json: Json = False) -> None:
 
 @shards_app.command("build")
 def build(
-    out: Out,
-    reader: Annotated[str, typer.Option(help="Name of the reader; `vlm shards readers` lists them.")],
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="Build the sets that a recipe lists.")
+    ] = None,
+    overrides: Overrides = None,
+    number: Number = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
+    reader: Annotated[str | None, typer.Option(help="Name of the reader; `vlm shards readers` lists them.")] = None,
     input: Annotated[Path | None, typer.Option(help="File or folder of the raw set.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that the images' paths start from.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="File of the answers, where they stand apart.")] = None,
@@ -78,10 +86,18 @@ def build(
 ) -> None:
     """Turn a raw set into tar shards with an index and digests.
 
-    An interrupted build goes on after its last whole shard. Bad rows go to rejected.jsonl.
+    An interrupted build goes on after its last whole shard. Bad rows go to rejected.jsonl. A recipe's sets, list
+    `shards`, are built with the options that stand there; of those here only --set and --json apply.
 
     Example: vlm shards build --reader llava --input llava_v1_5_mix665k.json --images data --out shards/mix
     """
+    if recipe is not None:
+        if reader or out:
+            raise BadInput(f"{recipe}, --reader, --out: give a recipe, or a reader and a folder")
+        _build_recipe(recipe, overrides or [], number, as_json)
+        return
+    if not reader or not out or number is not None:
+        raise BadInput("give --reader and --out, or a recipe that lists `shards`, of which --set chooses one")
     from launch.progress import Progress
     from shards.build import BuildSettings
     from shards.build import build as run_build
@@ -100,12 +116,39 @@ def build(
     )  # fmt: skip
     with Progress("samples") as progress:
         info = run_build(raw, options, out, name, samples_per_shard, progress.at, settings)
-    counts = {
+    counts = _counts(info)
+    show({"name": info.name, **counts}, as_json, _built(out, info))
+
+
+def _build_recipe(name: str, overrides: list[str], number: int | None, as_json: bool) -> None:
+    """The sets that a recipe lists, or one of them."""
+    from launch.progress import Progress
+    from launch.recipe import load, raw_set
+
+    loaded = load(name, overrides)
+    chosen = [raw_set(loaded, number)] if number is not None else loaded.shards
+    readable = [each for each in chosen if each.reader]
+    if not readable:
+        raise BadInput(f"{name}: `shards` names no raw set to build; give each a reader and out")
+    made = []
+    for each in readable:
+        with Progress("samples") as progress:
+            made.append(each.build(progress.at))
+    content = {"sets": [{"out": e.out, "name": i.name, **_counts(i)} for e, i in zip(readable, made, strict=True)]}
+    text = "\n".join(_built(Path(e.out), i) for e, i in zip(readable, made, strict=True))
+    show(content, as_json, text)
+
+
+def _counts(info: "DatasetInfo") -> dict[str, int]:
+    return {
         "samples": info.samples, "questions": info.questions, "shards": len(info.shards),
         "rejected": info.rejected, "duplicates": info.duplicates,
     }  # fmt: skip
-    text = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "samples")
-    show({"name": info.name, **counts}, as_json, f"{out}: {text}")
+
+
+def _built(out: Path, info: "DatasetInfo") -> str:
+    counts = _counts(info).items()
+    return f"{out}: {', '.join(f'{count} {what}' for what, count in counts if count or what == 'samples')}"
 
 
 @shards_app.command("verify")

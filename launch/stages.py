@@ -6,24 +6,33 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import submitit
 
-from launch.cluster import ClusterConfig, executor
+from launch.cluster import ClusterConfig
+from launch.executors import executor
 from launch.fence import die_with_parent
 from vlm.stop import SIGNALS
+
+Jobs = list["submitit.Job[int]"]
+# somebody asked for the end: nothing has failed, and nothing more is to be done
+_STOPPED = 75
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`commands` are argument lists of `vlm`; `standing` says whether the stage's output is there and verifies."""
+    """`commands` are argument lists of `vlm`; `standing` says whether the stage's output is there and verifies.
+
+    With `always` it runs also after a stage before it has failed.
+    """
 
     name: str
     commands: Sequence[Sequence[str]]
     standing: Callable[[], bool]
+    always: bool = False
 
 
 class StageFailed(Exception):
@@ -31,43 +40,97 @@ class StageFailed(Exception):
 
     def __init__(self, name: str, code: int) -> None:
         super().__init__(f"stage {name} failed with exit code {code}")
-        self.code = code
+        self.stage, self.code = name, code
 
 
-def run_command(arguments: Sequence[str]) -> int:
-    """Inside a job: run one `vlm` command in a process of its own and return its exit code."""
+def run_command(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Inside a job: run one `vlm` command in a process of its own; its exit code, 128 + n where signal n killed it."""
     # jobs share the cores: threads that spin for each other would burn them
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    variables = {"OMP_WAIT_POLICY": "passive", **os.environ, **(environment or {})}
     command = [sys.executable, "-u", "-m", "launch.cli", *arguments]
-    process = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
+    # `launch.job` holds stop signals back: training lets them in once it listens, other commands end by them
+    listens = arguments[:1] == ["train"]
+    process = subprocess.Popen(command, env=variables, preexec_fn=die_with_parent if listens else _plain_child)
     if "SUBMITIT_FOLDER" in os.environ and threading.current_thread() is threading.main_thread():
         # in place of submitit's handlers, which would end the job, and so the ranks, while they save
         for number in SIGNALS:
             signal.signal(number, lambda number, _: process.send_signal(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         code = process.wait()
     finally:
         process.kill()
         process.wait()
-    return code if code >= 0 else 1
+    return code if code >= 0 else 128 - code
 
 
-def run_stages(stages: Sequence[Stage], cluster: ClusterConfig, folder: Path, say: Callable[[str], None]) -> None:
-    """Run stages in order, each as jobs of submitit; raises StageFailed at the first that fails."""
+def run_or_exit(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """The same in a job of Slurm, whose process ends with the code where it is not 0: the next job waits on it."""
+    if code := run_command(arguments, environment):
+        sys.exit(code)
+    return 0
+
+
+def run_here(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """The same in this very process, where a debugger sees it."""
+    from launch.cli import run
+
+    before = dict(os.environ)
+    os.environ.update(environment or {})
+    try:
+        return run(list(arguments))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _plain_child() -> None:
+    die_with_parent()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    cluster: ClusterConfig,
+    folder: Path,
+    say: Callable[[str], None],
+    told: Callable[[str, Jobs, int | None], None] = lambda name, jobs, code: None,
+) -> dict[str, Jobs]:
+    """Run stages in order on this machine, each as jobs of submitit; their jobs by stage.
+
+    `told` gets the name, the jobs and the exit code of each stage that ran, None as the code of one that was skipped.
+    Raises StageFailed for the first that failed, after those that run always; at once for one that was stopped.
+    """
+    found: dict[str, Jobs] = {}
+    failure: StageFailed | None = None
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
-        if stage.standing():
+        if failure and not stage.always:
+            say(f"{title}: left out, for {failure.stage} failed")
+            continue
+        if not failure and stage.standing():
             say(f"{title}: stands, skipped")
+            told(stage.name, [], None)
             continue
         say(title)
         began = time.monotonic()
-        _run(stage, cluster, folder / stage.name, say)
-        say(f"{title}: done in {time.monotonic() - began:.0f} s")
+        found[stage.name], code = _run(stage, cluster, folder / stage.name, say)
+        told(stage.name, found[stage.name], code)
+        if code == _STOPPED:
+            raise StageFailed(stage.name, code)
+        if code:
+            failure = failure or StageFailed(stage.name, code)
+        else:
+            say(f"{title}: done in {time.monotonic() - began:.0f} s")
+    if failure:
+        raise failure
+    return found
 
 
-def _run(stage: Stage, cluster: ClusterConfig, folder: Path, say: Callable[[str], None]) -> None:
-    made = executor(cluster, folder, stage.name)
-    jobs = [made.submit(run_command, list(command)) for command in stage.commands]
+def _run(stage: Stage, cluster: ClusterConfig, folder: Path, say: Callable[[str], None]) -> tuple[Jobs, int]:
+    """The stage's jobs, and the code of the first that failed, or 0."""
+    made, work = executor(cluster, folder), run_here if cluster.kind == "debug" else run_command
+    jobs = [made.submit(work, list(command), dict(cluster.environment)) for command in stage.commands]
     try:
         _follow(jobs, say)
         codes = [_code(job) for job in jobs]
@@ -78,7 +141,9 @@ def _run(stage: Stage, cluster: ClusterConfig, folder: Path, say: Callable[[str]
     for job, code in zip(jobs, codes, strict=True):
         if code:
             _show_log(job)
-            raise StageFailed(stage.name, code)
+            # a command that was killed has failed here: nobody starts it again
+            return jobs, code if code < 128 else 1
+    return jobs, 0
 
 
 def _code(job: "submitit.Job[int]") -> int:

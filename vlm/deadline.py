@@ -7,7 +7,12 @@ import time
 VARIABLE = "SLURM_JOB_END_TIME"
 _LEAST_SECONDS = 30.0
 # until a save is measured: a slow disk
-_BYTES_PER_SECOND = 1e8
+BYTES_PER_SECOND = 1e8
+
+
+def margin(save_seconds: float, step_seconds: float) -> float:
+    """Seconds before the end at which a job must stop that saves and steps in so many."""
+    return _LEAST_SECONDS + 2 * save_seconds + step_seconds
 
 
 class Deadline:
@@ -20,7 +25,7 @@ class Deadline:
     def __init__(self, size: int) -> None:
         end = os.environ.get(VARIABLE, "")
         self.end = float(end) if end.isdecimal() else math.inf
-        self.save_seconds, self.step_seconds, self._measured = size / _BYTES_PER_SECOND, 0.0, False
+        self.save_seconds, self.step_seconds, self._measured = size / BYTES_PER_SECOND, 0.0, False
 
     def saved(self, seconds: float) -> None:
         """A save took so long."""
@@ -34,7 +39,7 @@ class Deadline:
     @property
     def margin(self) -> float:
         """Seconds before the end."""
-        return _LEAST_SECONDS + 2 * self.save_seconds + self.step_seconds
+        return margin(self.save_seconds, self.step_seconds)
 
     def near(self) -> bool:
         """Whether to save and stop now."""

@@ -85,6 +85,8 @@ class Training:
             raise
         finally:
             self.saver.close()
+            if self.saver.problem is not None:
+                self.events.write("unsaved", reason=self.saver.problem)
 
     def _loop(self, loader: Loader, state: State) -> Path:
         folder, saved = Path(), state.step
@@ -118,7 +120,8 @@ class Training:
         """The step without the samples that some rank could not read; BadInput when they become too many."""
         step = self.skips.agree(step)
         for skipped in step.skipped:
-            self.events.write("skipped", step=step.index + 1, sample=skipped.sample[1], reason=skipped.reason)
+            why = {"kind": skipped.kind, "reason": skipped.reason}
+            self.events.write("skipped", step=step.index + 1, sample=skipped.sample[1], **why)
         return step if step.supervised else replace(step, supervised=1)
 
     def step(self, step: Step) -> Measured | None:

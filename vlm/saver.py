@@ -43,12 +43,12 @@ class Saver:
         self.model, self.run, self.config, self.alive, self.told = model, run, config, alive, told
         self._writing: Path | None = None
         self._thread: threading.Thread | None = None
-        self._problem: str | None = None
+        self.problem: str | None = None
 
     @property
     def failed(self) -> bool:
         """On rank 0: whether the save in flight has come to nothing; `wait` raises it on every rank."""
-        return self._problem is not None
+        return self.problem is not None
 
     def save(self, state: State, background: bool = False) -> Path:
         """Save `state`; collective. Returns the checkpoint's folder, with `background` before it is whole.
@@ -79,7 +79,7 @@ class Saver:
                 folder, self._writing = self._writing, None
                 if failed:
                     # the first rank that ends takes the others with it: each must know why
-                    reason = [self._problem]
+                    reason = [self.problem]
                     dist.broadcast_object_list(reason)
                     raise Fault(f"{folder}: the checkpoint could not be written: {reason[0]}")
             elif time.monotonic() - began < _HANGS_SECONDS:
@@ -116,4 +116,4 @@ class Saver:
                 traceback.print_exc()
             if self._writing and not (self._writing / "MANIFEST.json").exists():
                 shutil.rmtree(self._writing, ignore_errors=True)
-            self._problem = str(error) or repr(error)
+            self.problem = str(error) or repr(error)

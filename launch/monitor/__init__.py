@@ -7,6 +7,6 @@ from shards.errors import BadInput
 
 def require_extra() -> None:
     """BadInput unless what `vlm monitor` needs beside the rest is installed."""
-    for name in ("starlette", "uvicorn", "prometheus_client"):
+    for name in ("starlette", "uvicorn", "prometheus_client", "markdown_it"):
         if find_spec(name) is None:
             raise BadInput(f"vlm monitor: {name} is not installed; pip install ruvlm[monitor]")

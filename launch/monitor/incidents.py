@@ -59,6 +59,7 @@ _SAY: dict[str, Callable[[dict[str, Any]], str]] = {
     "hang": _hang,
     "nonfinite": _nonfinite,
     "damaged": lambda event: f"{_text(event, 'problem')}; this checkpoint was passed over",
+    "unsaved": lambda event: f"a checkpoint could not be written: {_text(event, 'reason')}",
     "straggler": _straggler,
     "spike": lambda e: f"loss {_figure(e, 'loss')} is {_figure(e, 'sigmas')} sigmas above the steps before",
     "skipped": lambda event: f"sample {_text(event, 'sample')} left out: {_text(event, 'reason')}",
@@ -66,5 +67,5 @@ _SAY: dict[str, Callable[[dict[str, Any]], str]] = {
     "heldout": lambda event: f"held-out loss {_figure(event, 'loss')}",
 }
 # the gravest first; what has no step, or counts for the whole run, stays until the end
-BAD = ("hang", "nonfinite", "damaged", "straggler", "spike", "skipped", "warning")
-LASTING = ("hang", "skipped", "warning")
+BAD = ("hang", "unsaved", "nonfinite", "damaged", "straggler", "spike", "skipped", "warning")
+LASTING = ("hang", "unsaved", "skipped", "warning")

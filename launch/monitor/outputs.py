@@ -3,22 +3,26 @@
 import os
 import re
 import stat
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from launch.monitor.words import plain, utf8
+from launch.monitor.verified import Signature, forget, found_whole, remember_whole
+from launch.monitor.words import plain, utf8, whole
 from shards.errors import BadInput
 from shards.files import MANIFEST, read_json, verify_manifest
 
 WHOLE, DAMAGED, UNFINISHED, UNCHECKED = "whole", "damaged", "unfinished", "not checked"
+# somebody else reads it just now, see `Digests`
+CHECKING = "checking"
 _CHUNK = 1 << 20
+_DAY = 86400
 _ROW = b'"question_id": '
 _PART = re.compile(r"part-(\d{5})-of-(\d{5})\.(jsonl|journal)", re.ASCII)
 _STEP = re.compile(r"step-(\d{8})", re.ASCII)
-
-Signature = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -70,28 +74,39 @@ def read_object(root: Path, path: Path, max_bytes: int = 1 << 20) -> dict[str, A
     return content if isinstance(content, dict) else {}
 
 
-def checkpoints(root: Path, run: Path) -> tuple[Checkpoint, ...]:
-    """Newest first. Digests are checked from the newest back to the first that is whole, as a resume would."""
+def read_digests(checkpoint: Path, files: Signature, wanted: bool) -> str | None:
+    """The first problem of a checkpoint with these files, empty when it is whole; None where that is not known.
+
+    What is `wanted` is read here and now, and known for a day for as long as names, sizes and times stay.
+    """
+    return _verify(checkpoint, files, today()) if wanted else None
+
+
+Digests = Callable[[Path, Signature, bool], str | None]
+
+
+def checkpoints(root: Path, run: Path, digests: Digests = read_digests) -> tuple[Checkpoint, ...]:
+    """Newest first. Digests are wanted from the newest back to the first that is whole, as a resume would."""
     found: list[Checkpoint] = []
     for path in sorted((run / "checkpoints").glob("step-*"), reverse=True):
         match = _STEP.fullmatch(path.name)
         if match and path.is_dir() and inside(root, path):
-            wanted = not any(checkpoint.state == WHOLE for checkpoint in found)
-            found += _checkpoint(path, int(match[1]), wanted)
+            wanted = not any(checkpoint.state in (WHOLE, CHECKING) for checkpoint in found)
+            found += _checkpoint(path, int(match[1]), wanted, digests)
     return tuple(found)
 
 
-def _checkpoint(path: Path, step: int, check: bool) -> list[Checkpoint]:
+def _checkpoint(path: Path, step: int, wanted: bool, digests: Digests) -> list[Checkpoint]:
     try:
-        files = _signature(path)
-        state, problem = _judge(path, files, check)
+        files = signature(path)
+        state, problem = _judge(path, files, wanted, digests)
     except OSError:  # pruned while we looked
         return []
     written = max((modified for _, _, modified in files), default=0) / 1e9
     return [Checkpoint(step, written, sum(length for _, length, _ in files), state, problem)]
 
 
-def _signature(path: Path) -> Signature:
+def signature(path: Path) -> Signature:
     """(name, bytes, time in ns) of every plain file below."""
     found = []
     for folder, _, names in os.walk(path):
@@ -102,19 +117,36 @@ def _signature(path: Path) -> Signature:
     return tuple(found)
 
 
-def _judge(path: Path, files: Signature, check: bool) -> tuple[str, str]:
+def _judge(path: Path, files: Signature, wanted: bool, digests: Digests) -> tuple[str, str]:
     if str(path / MANIFEST) not in {name for name, _, _ in files}:
         return UNFINISHED, ""
-    if not check:
-        return UNCHECKED, ""
-    problem = _verify(path, files)
+    problem = digests(path, files, wanted)
+    if problem is None:
+        return (CHECKING if wanted else UNCHECKED), ""
     return (DAMAGED, problem) if problem else (WHOLE, "")
 
 
+def today() -> int:
+    """Days since the epoch: what was found whole holds for one."""
+    return int(time.time() // _DAY)
+
+
 @lru_cache(maxsize=4096)
-def _verify(path: Path, files: Signature) -> str:
-    """The first problem. Hashing gigabytes is done once for as long as sizes and times stay (`files`)."""
-    return plain(next(iter(verify_manifest(path)), ""))
+def _verify(path: Path, files: Signature, day: int) -> str:
+    return "" if found_whole(path, files, day) else _read(path, files, day)
+
+
+def verify_now(path: Path) -> str:
+    """The first problem of a checkpoint's folder, empty when it is whole; every byte is read again."""
+    problem = _read(path, signature(path), today())
+    _verify.cache_clear()
+    return problem
+
+
+def _read(path: Path, files: Signature, day: int) -> str:
+    problem = plain(next(iter(verify_manifest(path)), ""))
+    (forget if problem else remember_whole)(path, files, day)
+    return problem
 
 
 def evaluations(root: Path, run: Path) -> tuple[Evaluation, ...]:
@@ -131,8 +163,8 @@ def _evaluation(root: Path, folder: Path) -> Evaluation | None:
         return None
     parts = max((int(match[2]) for match in files.values()), default=0)
     finished = [match for match in files.values() if match[3] == "jsonl" and int(match[2]) == parts]
-    score, total = result.get("score"), result.get("n")
-    questions = total if isinstance(total, int) and 0 <= total < 2**53 else None
+    score = result.get("score")
+    questions = whole(result, "n") if result else whole(read_object(root, folder / "total.json"), "questions")
     # answers that were translated back have a result without parts of their own
     answered, written = 0 if files else questions or 0, 0.0
     for path in files:

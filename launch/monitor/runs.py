@@ -2,106 +2,87 @@
 
 import os
 import shutil
+import threading
 import time
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from launch.monitor.incidents import Incident
-from launch.monitor.judge import RUNNING, Seen, problems, stage
-from launch.monitor.outputs import WHOLE, Checkpoint, Evaluation, checkpoints, evaluations, regular
-from launch.monitor.training import EVENTS, Heartbeat, read_heartbeats, read_training
+from launch.monitor import alerts, restarts
+from launch.monitor.judge import RUNNING, SILENT, Seen, remarks, stage
+from launch.monitor.outputs import Digests, checkpoints, evaluations, read_digests, regular
+from launch.monitor.run import RunStatus
+from launch.monitor.training import EVENTS, Training, rank_speeds, read_heartbeats, read_training
 from launch.monitor.words import plain, utf8, whole
+from launch.slurm import PENDING, Answer, Job, Node, ask
 from shards.errors import BadInput
 from shards.files import MANIFEST, UNFINISHED
+
+__all__ = ["RunStatus", "collect"]
 
 # folders of a run that hold no other run
 _OWN = {"checkpoints", "data", "eval", "heartbeat", "jobs", "logs", "merged", "models"}
 _RECIPE_BYTES = 64 * 1024
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# three windows of steps name a straggler
+_WINDOW, _WINDOWS = 20, 3
+# states of a job that has its nodes
+_AT_WORK = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT")
+# what was read before is kept and added to
+_lock = threading.Lock()
 
 
-@dataclass(frozen=True)
-class RunStatus:
-    """One run as its files say. Times in seconds, sizes in bytes; None is unknown. `run` is the path below DIR."""
-
-    folder: Path
-    run: str
-    name: str
-    stage: str
-    state: str
-    step: int | None
-    steps: int | None
-    loss: float | None
-    grad_norm: float | None
-    learning_rate: float | None
-    tokens_per_second: float | None
-    step_seconds: float | None
-    data_wait_seconds: float | None
-    eta_seconds: float | None
-    restarts: int
-    heartbeats: tuple[Heartbeat, ...]
-    checkpoints: tuple[Checkpoint, ...]
-    evaluations: tuple[Evaluation, ...]
-    heldout_loss: float | None
-    incidents: tuple[Incident, ...]
-    free_bytes: int | None
-    problems: tuple[str, ...]
-
-    @property
-    def checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint whose every digest is right."""
-        return next((c for c in self.checkpoints if c.state == WHOLE), None)
-
-    def to_json(self, now: float) -> dict[str, Any]:
-        """Plain fields, with the newest whole checkpoint and its age."""
-        content: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
-        for name in ("heartbeats", "checkpoints", "evaluations", "incidents"):
-            content[name] = [asdict(item) for item in content[name]]
-        found = self.checkpoint
-        content["checkpoint"] = found and {
-            "step": found.step,
-            "age_seconds": round(max(0.0, now - found.time), 1),
-            "bytes": found.bytes,
-        }
-        return {**content, "problems": list(self.problems)}
-
-
-def collect(folder: Path, now: float | None = None) -> list[RunStatus]:
+def collect(
+    folder: Path,
+    now: float | None = None,
+    slurm: bool = True,
+    textfile: Path | None = None,
+    digests: Digests = read_digests,
+) -> list[RunStatus]:
     """All runs at or below `folder`, those with problems first. Reads nothing outside `folder`, follows no link out.
 
-    Raises BadInput when there is no such folder; a run whose files are garbage is listed with what can be said.
+    Slurm is asked about jobs and nodes unless `slurm` is False. With `textfile` its age is judged too. `digests` tells
+    what is known of checkpoints' digests. Raises BadInput when there is no such folder; a run whose files are garbage
+    is listed with what can be said.
     """
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder; name a run or a folder of runs")
     root = folder.resolve()
     now = time.time() if now is None else now
-    found = [_status(root, run, now) for run in _find(root)]
+    with _lock:
+        runs = list(_find(root))
+        jobs = {run: restarts.read_jobs(root, run) for run in runs}
+        ids = (name for each in jobs.values() for record in each for name in (record.job, record.array))
+        answer = ask(ids) if slurm else Answer()
+        found = [
+            _status(root, run, restarts.described(jobs[run], answer), answer, now, textfile, digests) for run in runs
+        ]
     return sorted(found, key=lambda status: (not status.problems, status.state != RUNNING, status.run))
 
 
-def _find(root: Path) -> list[Path]:
-    found = []
+def _find(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         if EVENTS in files and regular(root, Path(folder) / EVENTS):
-            found.append(Path(folder))
+            yield Path(folder)
             folders[:] = [name for name in folders if name not in _OWN]
-    return found
 
 
-def _status(root: Path, run: Path, now: float) -> RunStatus:
+def _status(
+    root: Path, run: Path, jobs: tuple[Job, ...], answer: Answer, now: float, file: Path | None, digests: Digests
+) -> RunStatus:
     training, recipe = read_training(root, run), _recipe(root, run)
     heartbeats = read_heartbeats(root, run, training)
-    saved, answered = checkpoints(root, run), evaluations(root, run)
-    checkpoint = recipe.get("checkpoint")
-    every = whole(checkpoint, "every") if isinstance(checkpoint, dict) else None
-    seen = Seen(training, heartbeats, saved, answered, _merged(run), every, _free(run), now)
+    saved, answered = checkpoints(root, run, digests), evaluations(root, run)
+    ends = restarts.read_restarts(root, run)
+    queued = _queued(jobs)
+    seen = Seen(training, answered, _merged(run), queued, now)
     reached, state = stage(seen)
-    left = training.steps - training.step if training.steps is not None and training.step is not None else None
-    pace = training.step_seconds
     name = recipe.get("name")
-    return RunStatus(
+    status = RunStatus(
         folder=run,
         run=utf8(run.relative_to(root).as_posix()),
         name=plain(name if isinstance(name, str) and name.strip() else run.name, 80),
@@ -113,27 +94,96 @@ def _status(root: Path, run: Path, now: float) -> RunStatus:
         grad_norm=training.figure("grad_norm"),
         learning_rate=training.figure("lr"),
         tokens_per_second=training.tokens_per_second,
-        step_seconds=pace,
+        step_seconds=training.step_seconds,
         data_wait_seconds=training.figure("data_wait_seconds"),
-        eta_seconds=left * pace if left and pace and (reached, state) == ("train", RUNNING) else None,
+        eta_seconds=None,
         restarts=max(0, len(training.starts) - 1),
         heartbeats=heartbeats,
         checkpoints=saved,
         evaluations=answered,
         heldout_loss=training.heldout_loss,
         incidents=tuple(reversed(training.incidents)),
-        free_bytes=seen.free_bytes,
-        problems=problems(seen),
+        free_bytes=_free(run),
+        problems=(),
+        time=now,
+        event_time=training.time,
+        training_active=training.last not in ("stop", "end") and not queued,
+        mfu=training.mfu,
+        data_wait_share=training.data_wait_share,
+        samples=_samples(training, recipe),
+        skipped=dict(training.skipped),
+        nonfinite_steps=training.nonfinite,
+        loss_spikes=training.spikes,
+        troubles=training.current_troubles() if training.last != "end" else (),
+        rank_speeds=rank_speeds(heartbeats),
+        slow_ranks=training.slow_ranks(_WINDOWS * (_number(recipe, "engine", "window") or _WINDOW)),
+        checkpoint_every=_number(recipe, "checkpoint", "every"),
+        save_seconds=training.save_seconds,
+        checkpoint_failures={"save": training.unsaved, "verify": training.passed_over},
+        restart_causes=restarts.causes(training, ends),
+        restart_step=training.starts[-1] if training.starts else None,
+        lost_steps=training.lost,
+        effective_ratio=training.effective_ratio(now),
+        jobs=jobs,
+        nodes=_nodes(jobs, {beat.host for beat in heartbeats}, answer),
+        slurm=answer.problem,
+        textfile_seconds=_age(file, now) if file else None,
     )
+    idle = restarts.idle(training, ends, answered, status.saved_step)
+    return _judged(replace(status, idle_restarts=idle), seen)
+
+
+def _judged(status: RunStatus, seen: Seen) -> RunStatus:
+    found = alerts.raised(status)
+    if status.stage == "train" and status.state == RUNNING and any(a.name == alerts.SILENCE for a in found):
+        status = replace(status, state=SILENT)
+    left = status.steps - status.step if status.steps is not None and status.step is not None else None
+    at_work = (status.stage, status.state) == ("train", RUNNING)
+    eta = left * status.step_seconds if left and status.step_seconds and at_work else None
+    return replace(status, eta_seconds=eta, alerts=found, problems=(*(a.text for a in found), *remarks(seen)))
+
+
+def _queued(jobs: tuple[Job, ...]) -> bool:
+    """Whether the training waits for nodes: some job of it is pending, and none is at work."""
+    states = {job.state for job in jobs if job.stage == "train"}
+    return PENDING in states and not states.intersection(_AT_WORK)
+
+
+def _nodes(jobs: tuple[Job, ...], hosts: set[str], answer: Answer) -> tuple[Node, ...]:
+    """Of the jobs at work or waiting to go on, else of the newest that has been on nodes; and the ranks' hosts."""
+    alive = [job.nodes for job in jobs if job.state in (PENDING, *_AT_WORK)]
+    names = sum(alive, ()) or next((job.nodes for job in jobs if job.nodes), ())
+    wanted = dict.fromkeys([*names, *sorted(hosts)])
+    return tuple(answer.nodes[name] for name in wanted if name in answer.nodes) if jobs else ()
+
+
+def _samples(training: Training, recipe: dict[str, Any]) -> int | None:
+    """Steps done, lost ones too, times the samples of one."""
+    batch = _number(recipe, "data", "batch_size")
+    return None if batch is None or training.step is None else batch * (training.step + training.lost)
+
+
+def _number(recipe: dict[str, Any], section: str, key: str) -> int | None:
+    found = recipe.get(section)
+    return whole(found, key) if isinstance(found, dict) else None
 
 
 def _recipe(root: Path, run: Path) -> dict[str, Any]:
     path = run / "recipe.yaml"
     try:
-        if not regular(root, path) or path.stat().st_size > _RECIPE_BYTES:
+        about = path.stat()
+        if not regular(root, path) or about.st_size > _RECIPE_BYTES:
             return {}
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return _parsed(path, about.st_mtime_ns, about.st_size)
+    except OSError:
+        return {}
+
+
+@lru_cache(maxsize=4096)
+def _parsed(path: Path, modified: int, length: int) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text("utf-8"), Loader=_LOADER)
+    except (ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -149,3 +199,10 @@ def _free(run: Path) -> int | None:
         return shutil.disk_usage(run).free
     except OSError:
         return None
+
+
+def _age(file: Path, now: float) -> float | None:
+    try:
+        return max(0.0, now - file.stat().st_mtime)
+    except OSError:
+        return now

@@ -1,39 +1,40 @@
 """One collection for all who ask at the same time."""
 
-import hashlib
-import json
 import threading
 import time
-from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from launch.monitor.outputs import Digests
 from launch.monitor.runs import RunStatus, collect
 
 _MAX_AGE_SECONDS = 2.0
-_MINUTE = 60
+_PATIENCE_SECONDS = 1.0
 
 
 class Snapshot:
-    """The runs below a folder, collected at most every two seconds, by one thread at a time: digests of large
-    checkpoints take a while, and many readers must not multiply the work."""
+    """The runs below a folder, collected at most every two seconds, one collection at a time: many readers must not
+    multiply the work. Where one takes longer than a second, readers get what the last one found."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._lock = threading.Lock()
-        self._runs: list[RunStatus] = []
+    def __init__(self, folder: Path, digests: Digests) -> None:
+        self.folder, self.digests = folder, digests
+        self._lock, self._worker = threading.Lock(), ThreadPoolExecutor(1, "collect")
+        self._next: Future[list[RunStatus]] | None = None
+        self._runs: list[RunStatus] | None = None
         self._at = float("-inf")
 
     def runs(self) -> list[RunStatus]:
         """Those with problems first."""
         with self._lock:
-            if time.monotonic() - self._at > _MAX_AGE_SECONDS:
-                self._runs = collect(self.folder)
-                self._at = time.monotonic()
-            return self._runs
+            if self._next is None or (self._next.done() and time.monotonic() - self._at > _MAX_AGE_SECONDS):
+                self._next = self._worker.submit(self._collect)
+            coming, known = self._next, self._runs
+        try:
+            return coming.result(None if known is None else _PATIENCE_SECONDS)
+        except TimeoutError:
+            return known or []
 
-
-def digest(runs: Sequence[RunStatus]) -> str:
-    """Changes when a page of these runs would: with their files, and every minute for the ages."""
-    minute = time.time() // _MINUTE * _MINUTE
-    content = json.dumps([minute, [run.to_json(minute) for run in runs]])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    def _collect(self) -> list[RunStatus]:
+        self._runs = collect(self.folder, digests=self.digests)
+        self._at = time.monotonic()
+        return self._runs

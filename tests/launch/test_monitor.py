@@ -1,10 +1,13 @@
-"""`vlm monitor`: pages that escape, metrics that Prometheus takes, nothing outside the folder, loopback only."""
+"""`vlm monitor`: pages that escape what they show, nothing outside the folder, checkpoints verified on request."""
 
+import html
 import importlib.util
 import json
+import os
+import re
 import threading
+import time
 import urllib.request
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,9 @@ from starlette.testclient import TestClient
 
 from launch.cli import run as vlm
 from launch.monitor import snapshot
-from launch.monitor.metrics import exposition
-from launch.monitor.runs import collect
+from launch.monitor.outputs import read_digests, verify_now
 from launch.monitor.server import application, listen, server
+from launch.monitor.verify import Verifier
 from shards.errors import BadInput
 from shards.files import write_manifest
 
@@ -43,6 +46,11 @@ def runs(tmp_path: Path) -> Path:
     (checkpoint / "weights").write_bytes(b"W" * 7)
     parts = run / "eval" / "ru" / "parts"
     parts.mkdir(parents=True)
+    (run / "logs").mkdir()
+    (run / "logs" / "train-41.out").write_text(f"first\nerror: {NAME}\nlast\n")
+    (run / "logs" / "out.out").symlink_to(tmp_path / "secret" / "events.jsonl")
+    (run / "jobs" / "train").mkdir(parents=True)
+    (run / "jobs" / "train" / "41_submitted.pkl").write_bytes(b"pickle")
     (parts / "part-00000-of-00002.jsonl").write_text('{"question_id": "1"}\n{"question_id": "2"}\n')
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "events.jsonl").write_text(json.dumps(EVENTS[0]))
@@ -56,59 +64,34 @@ def client(runs: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     return TestClient(application(runs, ["127.0.0.1"]), base_url="http://127.0.0.1")
 
 
-def test_exposition(runs: Path) -> None:
-    (run,) = collect(runs, NOW)
-    written = exposition([replace(run, free_bytes=4096)])
-    assert [line for line in written.splitlines() if not line.startswith("#")] == [
-        r'ruvlm_step{run="a\"b"} 2.0',
-        r'ruvlm_target_step{run="a\"b"} 100.0',
-        r'ruvlm_loss{run="a\"b"} 2.5',
-        r'ruvlm_grad_norm{run="a\"b"} 0.5',
-        r'ruvlm_learning_rate{run="a\"b"} 0.0001',
-        r'ruvlm_tokens_per_second{run="a\"b"} 5.0',
-        r'ruvlm_step_seconds{run="a\"b"} 2.0',
-        r'ruvlm_data_wait_seconds{run="a\"b"} 0.25',
-        r'ruvlm_free_bytes{run="a\"b"} 4096.0',
-        r'ruvlm_heartbeat_timestamp_seconds{rank="0",run="a\"b"} 1.699999983e+09',
-        r'ruvlm_evaluation_questions_done{evaluation="ru",run="a\"b"} 2.0',
-        r'ruvlm_restarts_total{run="a\"b"} 0.0',
-    ]
-    (runs / 'a"b' / "checkpoints" / "step-00000002" / "weights").write_bytes(b"w" * 7)
-    (runs / 'a"b' / "eval" / "ru" / "result.json").write_text('{"score": 0.5, "n": 4}')
-    written = exposition(collect(runs, NOW))
-    assert 'ruvlm_checkpoint_step{run="a\\"b"} 2.0' in written and "ruvlm_checkpoint_bytes{" in written
-    assert 'ruvlm_evaluation_questions_total{evaluation="ru",run="a\\"b"} 4.0' in written
-    assert "# TYPE ruvlm_restarts_total counter" in written and "# TYPE ruvlm_loss gauge" in written
-
-
-def test_textfile(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "ruvlm.prom"
-    assert vlm(["monitor", str(runs), "--textfile", str(file)]) == 0
-    assert "ruvlm_step{" in file.read_text() and file.read_text().endswith("\n")
-    assert [path.name for path in tmp_path.iterdir() if "prom" in path.name] == ["ruvlm.prom"]
-    assert vlm(["monitor", str(runs), "--textfile", str(tmp_path / "none" / "x.prom")]) == 2
-    assert "a folder that exists" in capsys.readouterr().err
-    assert vlm(["monitor", str(tmp_path / "none"), "--textfile", str(file)]) == 2
-
-
-@pytest.mark.parametrize("path", ["/", "/runs/a%22b"])
+@pytest.mark.parametrize("path", ["/", "/runs/a%22b", "/logs/a%22b?file=logs/train-41.out&q=<script>alert(1)"])
 def test_pages_escape_and_allow_their_own_script_alone(client: TestClient, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code == 200 and NAME not in answer.text
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in answer.text
+    assert "&lt;script&gt;alert(1)" in answer.text
     policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
-    assert answer.text.count("<script") == 1 and answer.text.count("silent") > 1
+    assert "default-src 'none'" in policy and "script-src 'sha256-" in policy and "unsafe" not in policy
+    assert answer.text.count("<script") == 1 and answer.text.count("<style") == 1 and " style=" not in answer.text
 
 
 def test_run_page(client: TestClient) -> None:
     text = client.get("/runs/a%22b").text
     assert "<title>(!) " in text and 'class="line raw"' in text and 'aria-label="Loss from 4 at step 1 to 2.5' in text
-    assert "damaged" in text and "weights: digest differs" in text and "0 of 2" not in text and "1 of 2" in text
+    assert wait_for(client, "weights: digest differs") and "0 of 2" not in text and "1 of 2" in text
 
 
 @pytest.mark.parametrize(
-    "path", ["/runs/", "/runs/link", "/runs/../secret", "/runs/%2e%2e/secret", "/runs/a", "/page.js"]
+    "path",
+    [
+        *("/runs/", "/runs/link", "/runs/../secret", "/runs/%2e%2e/secret", "/runs/a", "/page.js", "/logs/a"),
+        *(
+            f"/logs/a%22b?file={name}"
+            for name in (
+                *("", "logs", "logs/", "events.jsonl", "logs/out.out", "jobs/train/41_submitted.pkl", "logs/a%00.out"),
+                *("logs/../events.jsonl", "logs/%2e%2e/recipe.txt", "../secret/events.jsonl", "/etc/hostname"),
+            )
+        ),
+    ],
 )
 def test_nothing_else_is_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
@@ -118,13 +101,85 @@ def test_another_host_name_is_refused(client: TestClient) -> None:
     assert client.get("/", headers={"host": "evil.example"}).status_code == 400
 
 
-def test_poll_tells_of_a_change(client: TestClient, runs: Path) -> None:
-    before = client.get("/poll.json").json()["digest"]
-    assert f'data-digest="{before}"' in client.get("/").text or before != client.get("/poll.json").json()["digest"]
+def test_a_page_asked_for_again_shows_what_is_new(client: TestClient, runs: Path) -> None:
+    assert "to 2.5 at step 2" in client.get("/runs/a%22b").text
     with open(runs / 'a"b' / "events.jsonl", "a") as handle:
-        handle.write(json.dumps({**EVENTS[2], "step": 3}) + "\n")
-    assert client.get("/poll.json").json()["digest"] != before
+        handle.write(json.dumps({**EVENTS[2], "step": 3, "loss": 2.25, "memory_bytes": 3 << 30}) + "\n")
+    text = client.get("/runs/a%22b").text
+    assert "to 2.25 at step 3" in text and "Peak memory, GiB from 3 at step 3" in text
     assert "ruvlm_step{" in client.get("/metrics").text
+
+
+def form(client: TestClient) -> dict[str, str]:
+    """The fields of the button that has a checkpoint verified."""
+    found = re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', client.get("/runs/a%22b").text)
+    return {name: html.unescape(value) for name, value in found}
+
+
+@pytest.mark.parametrize(
+    ("headers", "wrong", "code"),
+    [
+        ({}, {}, 303),
+        ({"origin": "http://127.0.0.1", "sec-fetch-site": "same-origin"}, {}, 303),
+        ({}, {"secret": "x"}, 403),
+        ({"origin": "http://evil.example"}, {}, 403),
+        ({"origin": "null"}, {}, 403),
+        ({"sec-fetch-site": "cross-site"}, {}, 403),
+        ({}, {"step": "3"}, 404),
+        ({}, {"run": "../secret"}, 404),
+        ({}, {"pad": "x" * 9000}, 403),
+    ],
+)
+def test_only_the_page_itself_has_a_checkpoint_verified(
+    client: TestClient, headers: dict[str, str], wrong: dict[str, str], code: int
+) -> None:
+    fields = form(client)
+    assert client.post("/verify", data=fields | wrong, headers=headers, follow_redirects=False).status_code == code
+    assert client.get("/verify").status_code == 405
+
+
+def test_a_flipped_bit_is_found_on_request_while_pages_are_served(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = runs / 'a"b' / "checkpoints" / "step-00000002" / "weights"
+    weights.write_bytes(b"w" * 7)
+    times = weights.stat()
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slowly(path: Path) -> str:
+        reading.set()
+        assert go_on.wait(20)
+        return verify_now(path)
+
+    monkeypatch.setattr(Verifier.__init__, "__defaults__", (slowly,))
+    monkeypatch.setattr(snapshot, "_MAX_AGE_SECONDS", -1.0)
+    client = TestClient(application(runs, ["127.0.0.1"]), base_url="http://127.0.0.1")
+    assert ">checking<" in client.get("/runs/a%22b").text  # the newest is read without being asked for
+    go_on.set()
+    assert wait_for(client, ">whole<")
+    # sizes and times tell nothing
+    weights.write_bytes(b"w" * 6 + b"W")
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert ">whole<" in client.get("/runs/a%22b").text
+    go_on.clear()
+    reading.clear()
+    assert client.post("/verify", data=form(client)).status_code == 200
+    assert reading.wait(20) and ">checking<" in client.get("/runs/a%22b").text
+    go_on.set()
+    assert wait_for(client, "weights: digest differs")
+    assert wait_for(client, "checkpoint of step 2 is damaged")
+
+
+def wait_for(client: TestClient, text: str) -> bool:
+    deadline = time.monotonic() + 20
+    while text not in client.get("/runs/a%22b").text:
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
+def test_alerts_have_their_section_of_the_runbook(client: TestClient) -> None:
+    anchors = re.findall(r'href="/runbook#([^"]+)"', client.get("/runs/a%22b").text)
+    book = client.get("/runbook").text
+    assert anchors and all(f'id="{anchor}"' in book for anchor in anchors)
 
 
 def test_a_run_itself_and_an_empty_folder_are_shown(runs: Path, tmp_path: Path) -> None:
@@ -137,8 +192,8 @@ def test_a_run_itself_and_an_empty_folder_are_shown(runs: Path, tmp_path: Path) 
 
 def test_many_readers_cost_one_collection(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Path] = []
-    monkeypatch.setattr(snapshot, "collect", lambda folder: calls.append(folder) or [])
-    shared = snapshot.Snapshot(runs)
+    monkeypatch.setattr(snapshot, "collect", lambda folder, digests: calls.append(folder) or [])
+    shared = snapshot.Snapshot(runs, read_digests)
     assert shared.runs() == shared.runs() == [] and calls == [runs]
 
 
@@ -155,12 +210,6 @@ def test_real_server(runs: Path) -> None:
         finally:
             running.should_exit = True
             thread.join(20)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.org"])
-def test_loopback_only(runs: Path, host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert vlm(["monitor", str(runs), "--host", host]) == 2
-    assert "a token is needed for that; not yet supported" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_bad_input() -> None:

@@ -2,9 +2,9 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,69 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import launch.slurm
 import launch.status
 from launch.cli import run as vlm
 from launch.monitor.outputs import _count_rows
 from launch.monitor.runs import RunStatus, collect
-from shards.files import write_manifest
+from launch.slurm import Node, expand
+from tests.launch.conftest import MakeRun
+from tests.launch.written import (
+    NOW,
+    START,
+    FakeSlurm,
+    event,
+    steps,
+    write_checkpoint,
+    write_heartbeats,
+    write_job,
+    write_lines,
+)
 from vlm.events import iterate_events
-
-NOW = 1_700_000_000.0
-MakeRun = Callable[..., Path]
-
-
-def event(kind: str, age: float, **fields: Any) -> dict[str, Any]:
-    return {"event": kind, "time": NOW - age, **fields}
-
-
-def steps(first: int, last: int, seconds: float, age: float) -> list[dict[str, Any]]:
-    """Step events; the last one is `age` seconds old."""
-    return [
-        event(
-            "step",
-            age + (last - i) * seconds,
-            step=i,
-            loss=4 / i,
-            grad_norm=0.5,
-            lr=2e-4,
-            tokens=1000,
-            seconds=seconds,
-            data_wait_seconds=0.01,
-            tokens_per_second=1000 / seconds,
-        )
-        for i in range(first, last + 1)
-    ]
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """Write RUN with events, one heartbeat age a rank, checkpoints by step, and a recipe."""
-
-    def make(
-        path: str,
-        events: list[dict[str, Any]],
-        heartbeats: tuple[float, ...] = (),
-        checkpoints: tuple[int, ...] = (),
-        name: str = "test",
-    ) -> Path:
-        run = tmp_path / "runs" / path
-        (run / "heartbeat").mkdir(parents=True)
-        (run / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
-        (run / "recipe.yaml").write_text(json.dumps({"name": name, "checkpoint": {"every": 10}}))
-        for rank, age in enumerate(heartbeats):
-            beat = {"rank": rank, "host": f"gpu{rank}", "step": 20, "time": NOW - age}
-            (run / "heartbeat" / f"rank-{rank:03d}.json").write_text(json.dumps(beat))
-        for step in checkpoints:
-            folder = run / "checkpoints" / f"step-{step:08d}"
-            (folder / "adapter").mkdir(parents=True)
-            (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"w" * step)
-            write_manifest(folder)
-        return run
-
-    return make
-
-
-START = event("start", 100, step=0, steps=100, ranks=2)
 
 
 def only(folder: Path) -> RunStatus:
@@ -141,11 +97,11 @@ def test_problems_of_progress(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
     assert only(run).problems == ("no whole checkpoint for 21 steps, one is due every 10",)
     with open(run / "events.jsonl", "a") as handle:
         handle.write('{"event": "step", "step": 32, "loss": NaN, "time": 1699999999.5}\n')
-    assert "the loss of step 32 is not a finite number" in only(run).problems
+    assert "step 32: the loss is not a finite number" in only(run).problems
     monkeypatch.setattr("launch.monitor.runs.shutil.disk_usage", lambda path: SimpleNamespace(free=100))
     assert any(problem.startswith("100 B free on the disk, a checkpoint takes") for problem in only(run).problems)
-    stuck = make_run("b", [START, START, START, *steps(1, 4, 1, 1)], (1, 1))
-    assert only(stuck).problems == ("the last 3 starts were all at step 0: no checkpoint in between",)
+    stuck = make_run("b", [START, START, START, START, *steps(1, 4, 1, 1)], (1, 1))
+    assert only(stuck).problems == ("3 restarts without progress, still at step 0",)
 
 
 def test_what_training_tells_is_shown_the_gravest_first(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,20 +117,25 @@ def test_what_training_tells_is_shown_the_gravest_first(make_run: MakeRun, capsy
     run = make_run("a", [START, *steps(1, 20, 1, 9), *told], (2, 2), (20,))
     found = only(run)
     assert found.problems == (
-        "the run hung and was ended; no stack from rank 1; see logs/stack-rank-*.txt",
         "step 20: loss or gradient not finite, no weight changed (2 in a row); samples ru/1, ru/2",
-        "step 20: rank 3 runs at 61 % of the median rank's speed",
         "step 19: loss 9.5 is 7.2 sigmas above the steps before",
+        "rank 3 runs at 61 % of the median rank's speed",
+        "2 of 160 samples left out (2 other)",
+        "the run hung and was ended; no stack from rank 1; see logs/stack-rank-*.txt",
         "step 19: sample ru/8 left out: not a PNG\ufffd[2J (2 of this kind since the start)",
     )
     assert found.heldout_loss == 1.25 and [i.kind for i in found.incidents][:3] == ["hang", "nonfinite", "heldout"]
     # of what is over, the events alone tell: passing troubles fifty steps later, all of them after a restart
     with open(run / "events.jsonl", "a") as handle:
-        handle.writelines(json.dumps(e) + "\n" for e in steps(21, 80, 1, 2))
-    assert [p.split(":")[0] for p in only(run).problems if "checkpoint" not in p] == [found.problems[0], "step 19"]
+        handle.writelines(json.dumps(e) + "\n" for e in steps(21, 81, 1, 2))
+    assert [p.split(":")[0] for p in only(run).problems if "checkpoint" not in p] == [
+        "2 of 648 samples left out (2 other)",
+        found.problems[4],
+        "step 19",
+    ]
     with open(run / "events.jsonl", "a") as handle:
         handle.write(json.dumps(event("start", 1, step=20, steps=100, ranks=2)) + "\n")
-    assert only(run).problems == () and len(only(run).incidents) == len(told)
+    assert only(run).problems == ("2 of 648 samples left out (2 other)",) and len(only(run).incidents) == len(told)
     assert vlm(["status", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["incidents"][1]["kind"] == "nonfinite"
 
@@ -197,7 +158,7 @@ def test_events_of_garbage_are_told_too(make_run: MakeRun) -> None:
     )
     events = [event(kind, 1, **dict.fromkeys(names, value)) for kind in kinds for value in odd]
     found = only(make_run("a", [START, *events], (2, 2)))
-    assert len(found.problems) == 7 and all(len(p) < 300 and p.isprintable() for p in found.problems)
+    assert len(found.problems) == 6 and all(len(p) < 300 and p.isprintable() for p in found.problems)
     json.dumps(found.to_json(NOW))
 
 
@@ -290,6 +251,7 @@ def test_garbage_never_ends_it(
 
 def test_hostile_files_are_read_within_bounds_and_nothing_outside(make_run: MakeRun, tmp_path: Path) -> None:
     outside = make_run("../outside", [START], (1,), (7,), name="secret")
+    write_job(outside, "41")
     run = make_run("a", [START, *steps(1, 20, 1, 2)], (2, 2))
     lines = b"[" * 200_000 + b"\n" + b'{"event": "step", "step": ' + b"9" * 100_000 + b"}\n\xff\x00\n{}\n"
     with open(run / "events.jsonl", "ab") as handle:
@@ -297,11 +259,13 @@ def test_hostile_files_are_read_within_bounds_and_nothing_outside(make_run: Make
     (run / "recipe.yaml").unlink()
     (run / "recipe.yaml").symlink_to(outside / "recipe.yaml")
     (run / "checkpoints").symlink_to(outside / "checkpoints")
+    (run / "jobs").symlink_to(outside / "jobs")
     os.mkfifo(run / "heartbeat" / "rank-002.json")
     (run / "loop").symlink_to(run)
     (run.parent / "linked").symlink_to(outside)
     found = only(run.parent)
     assert (found.run, found.name, found.step, found.state, found.checkpoints) == ("a", "a", 20, "running", ())
+    assert found.jobs == ()
     os.mkfifo(tmp_path / "runs" / "a" / "pipe")
     (run / "events.jsonl").unlink()
     os.mkfifo(run / "events.jsonl")
@@ -354,3 +318,230 @@ def test_status_loads_no_torch(make_run: MakeRun) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_slurm_is_asked_once_for_all_runs_by_sound_ids_alone(make_run: MakeRun, slurm: FakeSlurm) -> None:
+    here, there = make_run("a", [START, *steps(1, 20, 1, 2)], (2, 2), (20,)), make_run("b", [START])
+    write_job(here, "41")
+    for task in range(3):
+        write_job(here, f"{42 + task}", "eval", f"45_{task}")
+    write_job(there, "50; rm -rf /")
+    write_job(there, "--me")
+    slurm.answer(
+        "squeue", [slurm.job("44", "RUNNING", nodes="n2", array="45_2"), slurm.job("9", "RUNNING", nodes="n9")]
+    )
+    slurm.answer("sacct", ["41|41|CANCELLED by 0|n[01-02],m", "42|45_0|FAILED|n1", "43|45_1|COMPLETED|None assigned"])
+    found = {run.run: run for run in collect(here.parent, NOW)}
+    assert [(j.id, j.stage, j.state, j.nodes) for j in found["a"].jobs] == [
+        ("44", "eval", "RUNNING", ("n2",)),
+        ("43", "eval", "COMPLETED", ()),
+        ("42", "eval", "FAILED", ("n1",)),
+        ("41", "train", "CANCELLED", ("n01", "n02", "m")),
+    ]
+    assert [job.state for job in found["b"].jobs] == ["", ""] and found["b"].slurm == ""
+    collect(here.parent, NOW)
+    calls = slurm.calls()
+    assert len(calls) == 3 and all("50" not in call and "--me" not in call for call in calls)
+    assert any("--jobs=41,42,43,44,45_0,45_1,45_2" in call for call in calls)
+
+
+def test_a_silent_run_tells_of_its_job_and_a_queued_one_is_not_silent(make_run: MakeRun, slurm: FakeSlurm) -> None:
+    run = make_run("a", [START, *steps(1, 20, 1, 90)], (90, 90), (20,))
+    write_job(run, "41")
+    slurm.answer("sacct", ["41|41|OUT_OF_MEMORY|n1"])
+    found = only(run)
+    assert found.state == "silent" and found.problems[0].endswith("is too long; job 41 is OUT_OF_MEMORY")
+    launch.slurm._ask.cache_clear()
+    slurm.answer("squeue", [slurm.job("41", "PENDING", restarts=1, pending=20)])
+    slurm.answer("sacct", ["41|41|REQUEUED|n1", "41|41|PENDING|None assigned"])
+    found = only(run)
+    assert (found.state, found.problems, found.jobs[0].pending_seconds) == ("queued", (), 20)
+    assert found.jobs[0].nodes == ("n1",)
+
+
+def test_a_second_job_that_waits_changes_nothing(make_run: MakeRun, slurm: FakeSlurm) -> None:
+    run = make_run("a", [START, *steps(1, 20, 1, 2)], (2, 2), (20,))
+    for job, stage in (("41", "train"), ("42", "train"), ("43", "eval")):
+        write_job(run, job, stage)
+    running = slurm.job("41", "RUNNING", pending=200, restarts=1, nodes="n1")
+    slurm.answer("squeue", [running, slurm.job("42", "PENDING"), slurm.job("43", "FAILED", nodes="n2")])
+    slurm.answer("sinfo", [slurm.node("n1", "mixed"), slurm.node("n2", "down")])
+    found = only(run)
+    assert (found.state, found.problems, found.requeued_seconds) == ("running", (), {})
+    assert [node.name for node in found.nodes] == ["n1"]
+
+
+def test_a_finished_run_wakes_nobody(make_run: MakeRun, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("a", [START, *steps(1, 40, 1, 900), event("end", 900, step=40)], (900, 900), (10,))
+    write_job(run, "41")
+    slurm.answer("sacct", ["41|41|COMPLETED|n1"])
+    slurm.answer("sinfo", [slurm.node("n1", "down")])
+    monkeypatch.setattr("launch.monitor.runs.shutil.disk_usage", lambda path: SimpleNamespace(free=1))
+    end = {"time": NOW, "job": "41", "stage": "train", "code": 137, "cause": "killed", "step": 0, "reason": "x"}
+    write_lines(run / "jobs" / "restarts.jsonl", [end | {"restart": i, "again": True} for i in range(4)])
+    (run / "eval" / "ru" / "parts").mkdir(parents=True)
+    (run / "eval" / "ru" / "parts" / "part-00000-of-00002.journal").touch()
+    assert only(run).idle_restarts == 0
+    (run / "eval" / "ru" / "result.json").write_text('{"score": 0.5, "n": 4}')
+    assert only(run).alerts == () and only(run).nodes[0].bad
+
+
+def test_restarts_in_vain_are_forgotten_once_a_checkpoint_stands(make_run: MakeRun) -> None:
+    run = make_run("a", [START, *steps(1, 20, 1, 2)], (2, 2), (10,))
+    end = {"time": NOW, "job": "41", "stage": "train", "code": 137, "cause": "killed", "step": 10, "reason": "x"}
+    write_lines(run / "jobs" / "restarts.jsonl", [end | {"restart": i, "again": True} for i in range(4)])
+    assert only(run).idle_restarts == 3
+    write_checkpoint(run, 20)
+    assert only(run).idle_restarts == 0
+
+
+def test_what_the_first_steps_wait_for_is_not_held_against_the_data(make_run: MakeRun) -> None:
+    again = event("start", 60, step=20, steps=100, ranks=2)
+    run = make_run("a", [START, *steps(1, 20, 1, 70), again, *steps(21, 25, 1, 40, wait=0.9), *steps(26, 44, 1, 2)])
+    write_heartbeats(run, (70, 2), (9.0, 1.0))
+    assert only(run).data_wait_share is None and only(run).rank_speeds == {1: 1.0}
+    write_lines(run / "events.jsonl", steps(45, 45, 1, 1), "a")
+    assert only(run).data_wait_share == pytest.approx(0.01)
+
+
+def test_a_checkpoint_whose_digests_are_being_read_is_not_overdue(make_run: MakeRun) -> None:
+    run = make_run("a", [START, *steps(1, 31, 1, 2)], (2, 2), (30,))
+    (found,) = collect(run, NOW, digests=lambda path, files, wanted: None)
+    assert found.checkpoint is None and found.checkpoints[0].state == "checking" and found.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "problem"),
+    [
+        ("exec sleep 60", "squeue: no answer within 0 s"),
+        (
+            "echo 'slurm_load_jobs error: Unable to contact \x1b[2J' >&2; exit 1",
+            "squeue: slurm_load_jobs error: Unable",
+        ),
+    ],
+)
+def test_a_slurm_that_does_not_answer_is_one_line(
+    make_run: MakeRun,
+    slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    before: str,
+    problem: str,
+) -> None:
+    run = make_run("a", [START, *steps(1, 20, 1, 2)], (2, 2), (20,))
+    write_job(run, "41")
+    monkeypatch.setattr("launch.slurm._SECONDS", 0.3)
+    slurm.answer("squeue", [], before)
+    found = only(run)
+    assert found.slurm.startswith(problem) and found.problems == () and found.jobs[0].state == ""
+    assert vlm(["status", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("Slurm was not heard") == 1 and "41 train ?" in shown and "\x1b" not in shown
+
+
+def test_without_slurm_or_jobs_nothing_is_asked(
+    make_run: MakeRun, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("a", [START, *steps(1, 20, 1, 2)], (2, 2), (20,))
+    assert only(run).jobs == () and slurm.calls() == []
+    write_job(run, "41")
+    monkeypatch.setenv("PATH", str(run))
+    assert only(run).slurm == "" and only(run).jobs[0].state == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("n1", ("n1",)),
+        ("n[1-3]", ("n1", "n2", "n3")),
+        ("gpu[08-10,12],m,k[1]", ("gpu08", "gpu09", "gpu10", "gpu12", "m", "k1")),
+        ("None assigned", ()),
+        ("(null)", ()),
+        ("", ()),
+    ],
+)
+def test_node_lists(written: str, names: tuple[str, ...]) -> None:
+    assert expand(written) == names
+
+
+def test_words_for_nodes_that_want_somebody() -> None:
+    words = ["down*", "drained", "draining@", "drng", "fail", "idle", "mixed", "allocated+", "idle~", "down"]
+    assert [Node("n", word, "").bad for word in words] == [True] * 5 + [False] * 4 + [True]
+
+
+@given(st.text(alphabet="n[]-,0123456789 (x", max_size=40))
+def test_node_lists_of_garbage_are_bounded(written: str) -> None:
+    assert len(expand(written)) <= 10_000
+
+
+def test_restarts_by_cause_and_what_they_cost(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    again = event("start", 40, step=10, steps=100, ranks=2)
+    run = make_run("a", [START, *steps(1, 20, 1, 50), again, *steps(11, 40, 1, 2), again], (2, 2), (40,))
+    end = {"time": NOW, "job": "41", "stage": "train", "code": 75, "restart": 0, "step": 10, "reason": "x"}
+    lines = [end | {"cause": "stop", "again": True}, end | {"cause": 5}, end | {"again": "yes"}, {"cause": "stop"}]
+    write_lines(run / "jobs" / "restarts.jsonl", lines)
+    found = only(run)
+    assert found.restart_causes == {"stop": 1, "manual": 1} and found.restarts == 2
+    assert (found.lost_steps, found.samples, found.idle_restarts) == (10 + 30, 8 * (10 + 40), 0)
+    assert found.effective_ratio == pytest.approx(10 / 100)
+    assert vlm(["status", str(run)]) == 0
+    assert "1 stop" in capsys.readouterr().out
+
+
+def test_a_file_that_grows_is_followed_and_one_that_was_replaced_read_anew(make_run: MakeRun) -> None:
+    run = make_run("a", [START, *steps(1, 10, 1, 20)])
+    assert only(run).step == 10
+    with open(run / "events.jsonl", "a") as handle:
+        handle.write('{"event": "spike", "step": 10, "loss": 9, "sigmas": 7}\n{"event": "step", "st')
+    assert (only(run).step, only(run).loss_spikes) == (10, 1)
+    with open(run / "events.jsonl", "a") as handle:
+        handle.write('ep": 11, "time": 1699999990, "loss": 1}\n')
+    assert (only(run).step, only(run).loss_spikes) == (11, 1)
+    write_lines(run / "events.jsonl", [START, *steps(1, 90, 1, 20)])
+    assert (only(run).step, only(run).loss_spikes) == (90, 0)
+    write_lines(run / "events.jsonl", [START])
+    assert only(run).step == 0
+
+
+def test_of_a_huge_file_the_beginning_and_the_end_are_read(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.monitor.training.LAST_BYTES", 20_000)
+    run = make_run("a", [event("start", 900, step=0, steps=1000, ranks=1), *steps(1, 700, 1, 2)], (2,))
+    found = only(run)
+    assert (found.step, found.steps, found.restarts, found.state) == (700, 1000, 0, "running")
+    assert found.effective_ratio == pytest.approx(700 / 900)
+    write_lines(run / "events.jsonl", steps(701, 900, 1, 2), "a")
+    assert only(run).step == 900
+
+
+def test_json_has_every_field_that_is_documented(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run("a", [START, *steps(1, 20, 1, 2)], (2, 2), (20,))
+    assert vlm(["status", str(run), "--json", "--textfile", str(run / "none.prom")]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
+    table = text[text.index("## Fields of") :]
+    documented = {
+        name
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`(\w+)`", line.split(" | ")[0])
+    }
+    assert documented == found.keys()
+    assert "RuvlmTextfileStale" in {alert["name"] for alert in found["alerts"]}
+    assert found["heartbeats"][0]["host"] == "gpu0" and found["rank_speeds"] == {}
+
+
+def test_files_that_vanish_or_may_not_be_read(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("a", [START, *steps(1, 20, 1, 2)], (2, 2), (20,))
+    write_job(run, "41")
+    real = open
+
+    def deny(path: Any, *arguments: Any, **named: Any) -> Any:
+        if str(path).startswith(str(run)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr("builtins.open", deny)
+    monkeypatch.setattr(Path, "read_text", deny)
+    monkeypatch.setattr(Path, "read_bytes", deny)
+    (found,) = collect(run.parent, NOW)
+    assert found.step is None and found.name == "a" and found.jobs == ()

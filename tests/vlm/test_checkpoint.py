@@ -124,6 +124,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path, model: Path, ru
     assert not checkpoint.step_folder(run, 2).exists()
     # it was written in the background: at the latest the save after it says so
     assert max(losses(run)) <= 3
+    (told,) = (e["reason"] for e in read_events(run) if e["event"] == "unsaved")
+    assert "No space left on device" in told
 
 
 def _slow_disk(rank: int) -> None:

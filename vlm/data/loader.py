@@ -142,7 +142,7 @@ class Source:
         except BadInput as error:
             key = self.dataset.key(index)
             tokens, supervised = int(self.lengths.tokens[index]), int(self.lengths.supervised[index])
-            return silent(key), [], Skipped((epoch, key), f"{key}: {error}", tokens, supervised)
+            return silent(key), [], Skipped((epoch, key), f"{key}: {error}", tokens, supervised, error.kind)
 
 
 class Loader:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample left out: its `(epoch, key)` as in the step's samples, why, and what the step lost with it."""
+    """A sample left out: its `(epoch, key)` as in the step's samples, why (in words and as a BadInput's kind), and what
+    the step lost with it."""
 
     sample: tuple[int, str]
     reason: str
     tokens: int
     supervised: int
+    kind: str = "schema"
 
 
 class Skips:

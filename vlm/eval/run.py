@@ -56,6 +56,9 @@ def evaluate(recipe: Recipe, part: Part, progress: Callable[[int, int], None] | 
         return _backtranslate(recipe, folder, dataset)
     adapter = adapter_folder(recipe)
     claim_settings(folder, _settings(recipe, dataset, adapter))
+    if not recipe.eval.limit:
+        # for those who watch: how many there will be
+        write_json(folder / "total.json", {"questions": dataset.info.questions})
     journal = Journal(folder, part)
     mine = part.samples(len(keys))
     if not journal.finished:

@@ -65,16 +65,17 @@ def charts(training: Training) -> list[Chart]:
     if loss:
         thin = _thin(loss)
         evaluation = [(float(step), value) for step, value in training.evaluations]
-        lines = [("loss", "raw", thin), ("smoothed", "smooth", _smooth(thin))]
-        drawn.append(_chart("Loss", [*lines, ("evaluation loss", "eval", evaluation)], lambda v: f"{v:.4g}"))
+        lines = [("loss", "raw", thin), ("smoothed", "smooth", smooth(thin))]
+        drawn.append(chart("Loss", [*lines, ("evaluation loss", "eval", evaluation)], lambda v: f"{v:.4g}"))
     if rate:
-        drawn.append(_chart("Learning rate", [("learning rate", "smooth", _thin(rate))], lambda v: f"{v:.3g}"))
+        drawn.append(chart("Learning rate", [("learning rate", "smooth", _thin(rate))], lambda v: f"{v:.3g}"))
     if speed:
-        drawn.append(_chart("Tokens per second", [("tokens/s", "smooth", _thin(speed))], lambda v: f"{v:,.0f}"))
+        drawn.append(chart("Tokens per second", [("tokens/s", "smooth", _thin(speed))], lambda v: f"{v:,.0f}"))
     return drawn
 
 
-def _chart(title: str, series: list[tuple[str, str, Points]], write: Callable[[float], str]) -> Chart:
+def chart(title: str, series: list[tuple[str, str, Points]], write: Callable[[float], str]) -> Chart:
+    """Lines (name, CSS class, points) over the steps, at least one of them with points; `write` says a value."""
     series = [line for line in series if line[2]]
     every = [point for _, _, points in series for point in points]
     steps, values = [x for x, _ in every], [y for _, y in every]
@@ -106,7 +107,7 @@ def _thin(points: Points) -> Points:
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
 
 
-def _smooth(points: Points) -> Points:
+def smooth(points: Points) -> Points:
     """Means over the points around each: a trailing mean would lag behind a falling loss."""
     half = len(points) // 40
     smoothed = []

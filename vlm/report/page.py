@@ -12,6 +12,7 @@ from vlm.report.analysis import TypeAnalysis
 from vlm.report.causes import CAUSES
 from vlm.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, charts
 from vlm.report.gallery import Gallery, Pictures
+from vlm.report.stages import failed
 from vlm.report.summary import Entry, Summary
 from vlm.report.table import ResultRow
 from vlm.report.text import facts, run_facts
@@ -57,6 +58,8 @@ def page(summary: Summary) -> str:
         about=summary.about,
         run_facts=run_facts(summary),
         notes=summary.notes,
+        stages=summary.stages,
+        broken=failed(summary.stages),
         views=views,
         tasks={task: [view for view in views if view.entry.row.task == task] for task in summary.tasks},
         figures=_figures(summary),
@@ -79,7 +82,7 @@ def _views(summary: Summary) -> list[View]:
     pictures = Pictures()
     entries = summary.printed
     # the trained model's mistakes are what a reader comes for
-    unfolded = next((entry for entry in entries if entry.analysis.result.adapted), entries[0])
+    unfolded = next((entry for entry in entries if entry.analysis.result.adapted), entries[0] if entries else None)
     return [
         View(entry, f"s{i % _COLOURS + 1}", pictures.gallery(entry.analysis), entry is unfolded)
         for i, entry in enumerate(entries)

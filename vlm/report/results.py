@@ -67,12 +67,14 @@ class Result:
         return self.model != "base"
 
 
-def read_results(run: Path) -> list[Result]:
-    """All results of a run: base first, then by name. BadInput when there is none or one is malformed."""
+def read_results(run: Path, needed: bool = True) -> list[Result]:
+    """All results of a run: base first, then by name. BadInput when one is malformed, or one is
+    `needed` and there is none.
+    """
     if not run.is_dir():
         raise BadInput(f"{run}: no such run directory; give the one that `vlm eval` wrote its results into")
     paths = sorted(run.glob("eval/*/result.json"))
-    if not paths:
+    if not paths and needed:
         raise BadInput(f"{run}: holds no eval/*/result.json; run `vlm eval` first")
     return sorted((_read_result(path) for path in paths), key=lambda result: (result.adapted, result.name))
 

@@ -1,5 +1,6 @@
 """All that the report files tell, gathered once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from vlm.report.about import About, read_about
 from vlm.report.advice import recommend
 from vlm.report.analysis import Analysis, analyse
 from vlm.report.results import Result, read_results, unfinished
+from vlm.report.stages import StageEnd, failed
 from vlm.report.table import Drop, ResultRow, agrees, drops, missing_rows, result_rows
 from vlm.report.training import Training, read_trainings
 
@@ -30,6 +32,7 @@ class Summary:
     missing: list[str]
     trainings: list[Training]
     notes: list[str]
+    stages: tuple[StageEnd, ...] = ()
 
     @property
     def rows(self) -> list[ResultRow]:
@@ -50,9 +53,9 @@ class Summary:
         return [entry for of_task in self.tasks.values() for entry in of_task]
 
 
-def summarise(run: Path) -> Summary:
-    """Read and analyse a run directory; BadInput when it holds no results."""
-    results = read_results(run)
+def summarise(run: Path, stages: Sequence[StageEnd] = ()) -> Summary:
+    """Read and analyse a run directory; BadInput when it holds no results, unless a stage has failed before."""
+    results = read_results(run, needed=not failed(stages))
     rows = result_rows(results)
     analyses = [analyse(result) for result in results]
     about = read_about(run)
@@ -67,6 +70,7 @@ def summarise(run: Path) -> Summary:
         missing=missing_rows(results, rows),
         trainings=trainings,
         notes=notes,
+        stages=tuple(stages),
     )
 
 

@@ -3,6 +3,7 @@
 from textwrap import wrap
 
 from vlm.report.results import Result
+from vlm.report.stages import failed
 from vlm.report.summary import Entry, Summary
 from vlm.report.table import ResultRow
 from vlm.report.training import Training
@@ -15,6 +16,7 @@ _TYPES = 20
 def report_text(summary: Summary) -> str:
     """The whole text, ending in a newline."""
     sections = [
+        ("How the stages ended", _stages(summary)),
         ("What was run", _about(summary)),
         ("Results", _results(summary)),
         ("By question type", _by_type(summary)),
@@ -29,6 +31,16 @@ def report_text(summary: Summary) -> str:
         if body:
             lines += [heading, "-" * len(heading), *body, ""]
     return "\n".join(line.rstrip() for line in lines[:-1]) + "\n"
+
+
+def _stages(summary: Summary) -> list[str]:
+    """Only where one failed; the last lines of its log as they are."""
+    if not failed(summary.stages):
+        return []
+    lines: list[str] = []
+    for stage in summary.stages:
+        lines += [*_item(clean(stage.sentence, 1000)), *(f"    | {line}" for line in stage.log)]
+    return lines
 
 
 def _about(summary: Summary) -> list[str]:
@@ -68,7 +80,7 @@ def _results(summary: Summary) -> list[str]:
         lines += _item(f"not evaluated: {label}")
     for drop in summary.drops:
         lines += _item(drop.sentence)
-    return lines if lines[-1] else lines[:-1]
+    return lines[:-1] if lines and not lines[-1] else lines
 
 
 def _result_line(row: ResultRow) -> str:
@@ -172,7 +184,7 @@ def _recommendations(summary: Summary) -> list[str]:
     for training in summary.trainings:
         if training.overfits and training.best_evaluation:
             lines += [*_item(f"{training.name} overfits: stop at step {training.best_evaluation[0]}."), ""]
-    return lines[:-1] or ["None: no cause reaches its threshold."]
+    return lines[:-1] or (["None: no cause reaches its threshold."] if summary.entries else [])
 
 
 def _lines(text: str, indent: int = 0) -> list[str]:

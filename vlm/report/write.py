@@ -1,11 +1,13 @@
 """The report files of a run directory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shards.files import write_atomic, write_json
 from vlm.report.advice import RULES
 from vlm.report.page import page
+from vlm.report.stages import StageEnd
 from vlm.report.summary import summarise
 from vlm.report.table import ResultRow
 from vlm.report.text import report_text
@@ -22,13 +24,14 @@ class ReportPaths:
     table: list[ResultRow]
 
 
-def write_report(run: Path) -> ReportPaths:
+def write_report(run: Path, stages: Sequence[StageEnd] = ()) -> ReportPaths:
     """Turn a run directory into its report files; the same inputs give the same bytes.
 
+    `stages` says how those of a pipeline ended; where one failed, its report is written whatever is missing.
     BadInput when `run` does not exist, holds no eval/*/result.json, or a result is malformed. What else is missing
     the report says itself.
     """
-    summary = summarise(run)
+    summary = summarise(run, stages)
     paths = ReportPaths(
         benchmark_results=run / "benchmark_results.json",
         error_analysis=run / "error_analysis.json",

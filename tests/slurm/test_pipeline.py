@@ -1,0 +1,223 @@
+"""`vlm launch pipeline` on a real Slurm of two nodes: end to end, with killed jobs, with a training that fails."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import launch
+from launch.cli import run as vlm
+from shards.errors import BadInput
+from shards.files import verify_manifest
+from tests.slurm.cluster import Cluster
+from tests.vlm.conftest import english, model, russian  # noqa: F401
+
+pytestmark = pytest.mark.slurm
+
+ROOT = Path(__file__).parent.parent.parent
+# the machine may be busy with other work
+SECONDS = float(os.environ.get("RUVLM_SLURM_PATIENCE", "300"))
+STAGES = ["shards", "translate", "train", "eval", "merge", "report"]
+HOSTILE = 'a\'b "c" $(touch owned) `touch owned`; touch owned #&|<>*'
+
+
+@pytest.fixture
+def client(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """The cluster, for clients in this process; what is still queued afterwards is cancelled."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    yield cluster
+    cluster.call("scancel", "--user=root", check=False)
+    wait("the queue", lambda: not queue(cluster))
+
+
+def recipe(path: Path, base: Path, **sections: object) -> str:
+    """A recipe with a tiny model, CPU ranks on two nodes, and `sections` besides."""
+    content = {
+        "base": "demo",
+        "run": str(path.parent / "run"),
+        "model": {"base": str(base)},
+        "data": {"train": "", "batch_size": 4},
+        "optim": {"epochs": 4, "max_steps": 40},
+        "checkpoint": {"every": 20},
+        "engine": {"ranks": 1},
+        "eval": {"name": "ru", "data": str(path.parent / "data" / "ru-test")},
+        "cluster": {
+            "kind": "slurm", "nodes": 2, "cpus_per_task": 1, "mem_gb": 2, "time_minutes": 8, "eval_parts": 2,
+            # the nodes' names are known to Slurm alone
+            "environment": {"MASTER_ADDR": "127.0.0.1"},
+        },
+    }  # fmt: skip
+    for name, keys in sections.items():
+        content[name] = {**content.get(name, {}), **keys} if isinstance(keys, dict) else keys  # type: ignore[dict-item]
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def raw(data: Path) -> list[dict[str, object]]:
+    """Raw sets to build and translate."""
+    shared = {"reader": "easy-vqa", "samples_per_shard": 32}
+    return [
+        {**shared, "split": split, "limit": limit, "out": f"{data}/en-{split}", "translated": f"{data}/ru-{split}"}
+        for split, limit in {"train": 48, "test": 128}.items()
+    ]
+
+
+def wait(what: str, true: Callable[[], object], seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.05)
+
+
+def queue(cluster: Cluster) -> str:
+    try:
+        return cluster.call("squeue", "--noheader")
+    except RuntimeError as error:  # a busy controller hangs up
+        return str(error)
+
+
+def state(cluster: Cluster, job: str) -> str:
+    said = cluster.call("squeue", "--noheader", "--array", "--states=all", f"--jobs={job}", "--format=%T")
+    return " ".join(sorted(set(said.split())))
+
+
+def process(run: Path, *words: str) -> int | None:
+    """Id of the `vlm` process at work on a recipe of `run` that has these words among its arguments."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes().decode("utf-8", "replace").split("\0")
+        except OSError:
+            continue
+        ours = any(word.startswith(f"{run}/jobs/recipe-") for word in arguments)
+        if ours and {"launch.cli", *words} <= set(arguments):
+            return int(path.parent.name)
+    return None
+
+
+def kill(run: Path, *words: str) -> None:
+    found: list[int | None] = [None]
+    wait(f"a process {' '.join(words)}", lambda: found.append(process(run, *words)) or found[-1])
+    number = found[-1]
+    assert number
+    os.kill(number, signal.SIGKILL)
+
+
+def text(path: Path) -> str:
+    return path.read_text("utf-8", "replace") if path.exists() else ""
+
+
+def restarts(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text(run / "jobs" / "restarts.jsonl").splitlines()]
+
+
+def logs(run: Path) -> str:
+    return "\n".join(f"== {p}\n{p.read_text('utf-8', 'replace')[-1500:]}" for p in run.glob("jobs/*/*.err"))
+
+
+def test_end_to_end_with_a_stop_a_killed_part_and_a_killed_merge(
+    client: Cluster, tmp_path: Path, model: Path  # noqa: F811
+) -> None:  # fmt: skip
+    run, data = tmp_path / "run", tmp_path / "data"
+    mine = recipe(tmp_path / "mine.yaml", model, shards=raw(data))
+    jobs = launch.submit(mine)
+    assert list(jobs) == STAGES
+    assert [len(jobs[stage]) for stage in STAGES] == [2, 2, 1, 2, 1, 1]
+    # the file may change now: what is queued stays as it was
+    Path(mine).write_text("run: elsewhere")
+
+    wait("a step", lambda: '"event": "step"' in text(run / "events.jsonl"))
+    client.call("scancel", "--signal=USR2", jobs["train"][0].job_id)
+    journal = run / "eval" / "ru" / "parts" / "part-00000-of-00002.journal"
+    wait("answers", lambda: journal.exists() and journal.stat().st_size)
+    kill(run, "eval", "--part", "0/2")
+    kill(run, "merge")
+    wait("the end", lambda: not queue(client))
+
+    ids = {stage: jobs[stage][0].job_id.partition("_")[0] for stage in STAGES}
+    assert {stage: state(client, ids[stage]) for stage in STAGES} == dict.fromkeys(STAGES, "COMPLETED"), logs(run)
+    assert [(each["stage"], each["code"], each["again"]) for each in restarts(run)] == [
+        ("train", 75, True),
+        ("eval", 137, True),
+        ("merge", 137, True),
+    ]
+    assert verify_manifest(run / "merged") == []
+    assert (run / "report.html").exists() and "How the stages ended" not in text(run / "project_report.txt")
+    assert jobs["report"][0].result() == 0
+    noted = [json.loads(line) for line in text(run / "jobs" / "jobs.jsonl").splitlines()]
+    assert {line["stage"] for line in noted} == set(STAGES)
+
+    # what was killed and went on is what an unbroken evaluation gives
+    mine = recipe(tmp_path / "mine.yaml", model, shards=raw(data))
+    assert vlm(["eval", mine, "eval.name=whole", "eval.adapter=latest"]) == 0
+    assert (run / "eval/ru/predictions.jsonl").read_bytes() == (run / "eval/whole/predictions.jsonl").read_bytes()
+    # all stands: nothing is left to queue but the report
+    assert list(launch.submit(mine)) == ["report"]
+
+
+def test_a_failing_training_leaves_an_empty_queue_and_a_report_that_says_why(
+    client: Cluster, tmp_path: Path, model: Path, russian: Path  # noqa: F811
+) -> None:  # fmt: skip
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(russian, data / "ru")
+    mine = recipe(
+        tmp_path / "mine.yaml", model, data={"train": str(data / "ru")}, eval={"data": str(russian)},
+        cluster={"sbatch": {"hold": ""}},
+    )  # fmt: skip
+    command = [sys.executable, "-m", "launch.cli", "launch", "pipeline", mine]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    jobs = {line.split(":")[0]: line.split()[2].rstrip(",") for line in done.stdout.splitlines()}
+    assert list(jobs) == ["train", "eval", "merge", "report"]
+    (data / "ru" / "dataset.json").write_text("{")
+    for job in jobs.values():
+        client.call("scontrol", "release", job)
+    wait("the end", lambda: not queue(client))
+
+    states = {stage: state(client, job) for stage, job in jobs.items()}
+    assert states == {"train": "FAILED", "eval": "CANCELLED", "merge": "CANCELLED", "report": "COMPLETED"}, logs(run)
+    report = " ".join(text(run / "project_report.txt").split())
+    assert f"train: failed, job {jobs['train']} FAILED; exit code 2" in report
+    assert f"vlm: {data / 'ru' / 'dataset.json'}: not valid JSON" in report
+    assert "eval: left out" in report and "merge: left out" in report
+    assert "not valid JSON" in text(run / "report.html")
+    assert [(each["stage"], each["again"]) for each in restarts(run)] == [("train", False)]
+
+
+def test_names_are_no_shell_to_sbatch(client: Cluster, tmp_path: Path, model: Path) -> None:  # noqa: F811
+    mine = recipe(
+        tmp_path / "mine.yaml", model, name=HOSTILE, run=str(tmp_path / HOSTILE),
+        cluster={
+            "sbatch": {"comment": HOSTILE}, "environment": {"MINE": HOSTILE},
+            "setup": ["true", "test -n \"$HOME\" # ' unbalanced"],
+        },
+    )  # fmt: skip
+    (job,) = launch.submit(mine, ["report"])["report"]
+    wait("the end", lambda: not queue(client))
+    shown = client.call("scontrol", "show", "job", job.job_id)
+    assert f"JobName={HOSTILE}-report" in shown and f"Comment={HOSTILE}" in shown
+    # it has run, as the command that was meant
+    assert "holds no eval/*/result.json" in (job.stderr() or "")
+    assert not list(tmp_path.rglob("owned"))
+
+
+def test_what_sbatch_refuses_leaves_nothing_queued(
+    client: Cluster, tmp_path: Path, model: Path, russian: Path  # noqa: F811
+) -> None:  # fmt: skip
+    mine = recipe(
+        tmp_path / "mine.yaml", model, data={"train": str(russian)}, eval={"data": str(russian)},
+        cluster={"stages": {"merge": {"partition": "nowhere"}}},
+    )  # fmt: skip
+    with pytest.raises(BadInput, match=r"sbatch refused merge: .*partition.*; nothing stays queued"):
+        launch.submit(mine)
+    assert not queue(client)
