@@ -42,6 +42,7 @@ def arguments(model: Path, data: Path, run: Path, *overrides: str) -> list[str]:
         (["model.checkpoint_blocks=-1"], "model.checkpoint_blocks: -1 is below 0"),
         (["engine.deepspeed=zero9"], "engine.deepspeed: zero9: no such file"),
         (["adapter.method=prefix", "adapter.virtual_tokens=0"], "at least 1"),
+        (["engine.ranks=100000"], "engine.ranks: 100000 ranks on this machine"),
     ],
 )
 def test_what_cannot_train_is_one_line(
