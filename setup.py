@@ -78,6 +78,8 @@ setup(
             # QLoRA has a CPU path
             "bitsandbytes>=0.48",
             "sentencepiece>=0.2",
+            # language models in one file
+            "gguf>=0.19",
             # its pixels are compared with Pillow's
             "simplejpeg>=1.8",
             # the tests of the monitor, and its types

@@ -20,10 +20,9 @@ from launch.fence import launcher
 from launch.recipe import PipelineRecipe, load
 from launch.stages import Stage, StageFailed, run_command, run_stages
 from shards.errors import BadInput
+from vlm.model.adapter import Leaves
 
 STAGES = ("train", "export", "eval", "merge", "report")
-_WHOLE = ("projector", "full")
-_BESIDE = ("bottleneck", "prompt", "ptuning", "prefix")
 # as in slurm/train.sh: a rank that exits with 75 must not have the others killed, and 75 asks for another turn
 _SRUN = ("--kill-on-bad-exit=0", "--wait=60")
 _REQUEUE = ["code=$?", 'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi', 'exit "$code"']
@@ -59,7 +58,7 @@ def plan(stage: str, recipe: PipelineRecipe, arguments: list[str]) -> list[Job]:
         raise BadInput(f"{recipe.name!r}: name, run, cluster.partition and cluster.account must be one plain line each")
     adapter = [] if recipe.eval.adapter else ["eval.adapter=latest"]
     gpus, exported = recipe.cluster.gpus_per_node, str(Path(recipe.run) / "model")
-    trained = [f"model.base={exported}"] if recipe.adapter.method in _WHOLE else adapter
+    trained = [f"model.base={exported}"] if recipe.adapter.leaves is Leaves.MODEL else adapter
     jobs = (
         Job("train", ["train", *arguments], recipe.cluster.nodes, gpus),
         Job("export", ["export", *arguments, "--out", exported]),
@@ -72,11 +71,11 @@ def plan(stage: str, recipe: PipelineRecipe, arguments: list[str]) -> list[Job]:
 
 def _left_out(recipe: PipelineRecipe) -> dict[str, str]:
     """Stages that the method has no use for, and why."""
-    method = recipe.adapter.method
-    if method in _WHOLE:
+    method, leaves = recipe.adapter.method, recipe.adapter.leaves
+    if leaves is Leaves.MODEL:
         return {"merge": f"adapter.method={method} leaves no adapter; `vlm launch export` writes the trained model"}
     why = {"export": f"adapter.method={method} leaves an adapter, the model's own weights are as they were"}
-    if method in _BESIDE:
+    if leaves is Leaves.BESIDE:
         why["merge"] = f"what adapter.method={method} learns cannot be merged; evaluation runs it beside the base"
     return why
 
@@ -85,7 +84,7 @@ def describe(recipe: PipelineRecipe, jobs: Sequence[Job]) -> None:
     """Print the graph, and of each job its command and, on Slurm, its sbatch header (numbers come with queueing)."""
     on_slurm = recipe.cluster.kind == "slurm"
     print(f"{' -> '.join(job.stage for job in jobs)} on {recipe.cluster.kind}, run {recipe.run}")
-    if len(jobs) > 1 and recipe.adapter.method in _BESIDE:
+    if len(jobs) > 1 and recipe.adapter.leaves is Leaves.BESIDE:
         print(f"no merge: {_left_out(recipe)['merge']}")
     for job, before in zip(jobs, [None, *jobs], strict=False):
         lines = header(recipe, job, f"JOB_OF_{before.stage.upper()}" if before else None) if on_slurm else []

@@ -15,8 +15,12 @@ PATIENCE = 20.0
 @contextmanager
 def only_training(run: Path, seconds: float = PATIENCE) -> Iterator[None]:
     """Hold `run` alone; BadInput when another training still holds it after `seconds`."""
-    run.mkdir(parents=True, exist_ok=True)
-    with open(run / "train.lock", "a", encoding="ascii") as handle:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        handle = open(run / "train.lock", "a", encoding="ascii")  # noqa: SIM115 - what fails below is another's fault
+    except OSError as error:
+        raise BadInput(f"run: {run}: cannot be written ({error.strerror}); choose another run=") from None
+    with handle:
         deadline = time.monotonic() + seconds
         while not _taken(handle.fileno()):
             if time.monotonic() > deadline:

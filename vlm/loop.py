@@ -12,9 +12,10 @@ from shards.errors import BadInput
 from vlm import checkpoint, stop
 from vlm.checkpoint import State
 from vlm.config import Recipe
-from vlm.data.loader import Loader, Step
+from vlm.data.loader import Loader
 from vlm.data.plan import Plan
 from vlm.data.skips import Skips
+from vlm.data.step import Step
 from vlm.deadline import Deadline
 from vlm.engine import Engine, all_reduce_sums, gather_floats
 from vlm.events import Events, Heartbeat
@@ -87,7 +88,7 @@ class Training:
             self.saver.close()
 
     def _loop(self, loader: Loader, state: State) -> Path:
-        folder, saved = Path(), state.step
+        folder, saved = checkpoint.step_folder(Path(self.recipe.run), state.step), state.step
         if self.must_stop():
             self.stop(state, saved)
         state = self.evaluate(state, saved)
@@ -205,6 +206,8 @@ class Training:
         state = replace(state, evaluated=state.step)
         if finite(loss) is not None and (state.best_loss is None or loss < state.best_loss):
             state = replace(state, best_step=state.step, best_loss=loss)
+            if state.step == saved and dist.get_rank() == 0:
+                checkpoint.point_at_best(Path(self.recipe.run), state)
         return state
 
     def must_stop(self) -> bool:

@@ -40,7 +40,7 @@ from vlm.speed import Work, peak_tflops
 from vlm.stop import listen
 from vlm.tracking import Board
 from vlm.watchdog import Watchdog
-from vlm.world import World, find_world
+from vlm.world import World, find_world, is_first
 
 VERSIONS = ("torch", "deepspeed", "transformers", "peft", "webdataset", "submitit", "omegaconf")
 
@@ -53,7 +53,7 @@ def train(recipe: Recipe, checked: bool = False) -> Path:
     """
     listen()
     world = find_world()
-    first = world is None or world.rank == 0
+    first = is_first()
     with ExitStack() as held:
         if first:
             held.enter_context(only_training(Path(recipe.run)))
@@ -86,7 +86,9 @@ def _train(recipe: Recipe, inputs: Inputs, odd: list[str], held: ExitStack) -> P
     if all_reduce_sum(state.step) != state.step * world.size:
         raise RuntimeError(f"{run}: ranks see different newest checkpoints, this one step {state.step}")
     steps = steps_of(recipe, plan)
-    if resumed and state.step >= steps:
+    # a stop in the last evaluation leaves just that to do
+    to_evaluate = inputs.heldout is not None and state.evaluated < state.step == steps
+    if resumed and state.step >= steps and not to_evaluate:
         return resumed
     events = _open_run(recipe, run, world)
     watchdog = Watchdog(run, world.rank, world.size, recipe.engine.watchdog, recipe.engine.watchdog_seconds)

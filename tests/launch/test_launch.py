@@ -169,7 +169,7 @@ def test_a_job_leaves_the_stop_signal_to_its_command(monkeypatch: pytest.MonkeyP
         ("export", [], "adapter.method=lora leaves an adapter"),
         ("train", ["--cluster", "slrum"], "cluster.kind"),
         ("train", ["--cluster", "slurm"], "no sbatch"),
-        ("train", ['name="a\\ntouch /tmp/owned"', "--cluster", "slurm", "--dry-run"], "one plain line"),
+        ("train", ['name="a\\ntouch /tmp/owned"', "--cluster", "slurm", "--dry-run"], "holds a line break"),
     ],
 )
 def test_bad_input(

@@ -54,6 +54,16 @@ def test_what_cannot_train_is_one_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_directory_that_cannot_be_made(
+    model: Path, russian: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    run = tmp_path / "file" / "run"
+    assert vlm(arguments(model, russian, run, "engine.ranks=1")) == 2
+    error = capfd.readouterr().err
+    assert f"run: {run}: cannot be written (Not a directory)" in error and len(error.splitlines()) == 1
+
+
 def test_what_this_machine_lacks(
     model: Path, russian: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
