@@ -160,6 +160,7 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
     """
     # before the long imports: a stop that comes meanwhile is obeyed at the first micro-batch
     listen()
+    from launch.again import begun
     from launch.ranks import in_world, start_ranks
     from launch.recipe import load
 
@@ -171,7 +172,7 @@ def train(recipe: RecipeName, overrides: Overrides = None) -> None:
     if loaded.engine.ranks > 1 and not in_world():
         check(loaded)
         raise typer.Exit(start_ranks(loaded.engine.ranks, ["train", recipe, *(overrides or [])]))
-    folder = run_training(loaded)
+    folder = run_training(loaded, partial(begun, "train", Path(loaded.run)))
     world = find_world()
     if world is None or world.rank == 0:
         print(f"done: {folder}", flush=True)
@@ -188,10 +189,12 @@ def evaluate(
 
     Example: vlm eval demo eval.name=ru eval.data=runs/demo/data/ru-test eval.adapter=latest --part 0/2
     """
+    from launch.again import begun
     from launch.progress import Progress
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
+    begun("eval", Path(loaded.run))
     _quiet()
     from vlm.eval.parts import Part
     from vlm.eval.run import evaluate as run_evaluation
@@ -235,9 +238,11 @@ def merge(
 
     Example: vlm merge demo eval.adapter=latest eval.data=runs/demo/data/ru-test --out merged
     """
+    from launch.again import begun
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
+    begun("merge", Path(loaded.run))
     _quiet()
     from dataclasses import asdict
 
@@ -357,6 +362,23 @@ def launch_jobs(
     from launch.pipeline import launch
 
     launch(stage, recipe, overrides or [], cluster, dry_run)
+
+
+@app.command("requeue", hidden=True, context_settings={"ignore_unknown_options": True})
+def requeue(
+    code: Annotated[int, typer.Argument(help="Exit code that the job's command ended with.")],
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE")] = None,
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option(help="Stage of the pipeline.")] = "train",
+) -> None:
+    """At the end of a Slurm job: ask for another turn where that may help, and end with CODE.
+
+    Example: vlm requeue 75 demo optim.epochs=1
+    """
+    from launch.again import again
+
+    again(code, stage, recipe, overrides or [])
+    raise typer.Exit(code)
 
 
 @app.command("demo-models", hidden=True)

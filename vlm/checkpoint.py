@@ -5,6 +5,7 @@ ranks or on the ZeRO stage. A checkpoint exists once its MANIFEST.json does; `la
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,17 @@ def read_state(folder: Path) -> State:
     return State(**read_json(folder / "state.json"))
 
 
-def save(model: nn.Module, run: Path, state: State, config: CheckpointConfig) -> Path:
+def save(
+    model: nn.Module, run: Path, state: State, config: CheckpointConfig, allowed: Callable[[], None] = lambda: None
+) -> Path:
     """Write a checkpoint; collective, every rank must call it. Returns its folder.
 
-    Raises Fault on every rank where the disk took it not: the checkpoints before it stand.
+    `allowed` is called on rank 0 just before the commit, which it may prevent by ending the process. Raises Fault on
+    every rank where the disk took it not: the checkpoints before it stand.
     """
     gathered = gather_trainable(model)
     folder = step_folder(run, state.step)
-    problem = _commit(model, gathered, folder, state, config) if dist.get_rank() == 0 else None
+    problem = _commit(model, gathered, folder, state, config, allowed) if dist.get_rank() == 0 else None
     if all_reduce_sum(float(problem is not None)):
         # the other ranks know only that it failed
         raise Fault(f"{folder}: the checkpoint could not be written{f': {problem}' if problem else ', see rank 0'}")
@@ -105,11 +109,15 @@ def save(model: nn.Module, run: Path, state: State, config: CheckpointConfig) ->
 
 
 def _commit(
-    model: nn.Module, gathered: dict[str, Tensor], folder: Path, state: State, config: CheckpointConfig
-) -> str | None:
+    model: nn.Module, gathered: dict[str, Tensor], folder: Path, state: State, config: CheckpointConfig,
+    allowed: Callable[[], None],
+) -> str | None:  # fmt: skip
     """What the disk or file system objected to, or None."""
     try:
         _write(model, gathered, folder, state)
+        allowed()
+        write_manifest(folder)
+        sync_folder(folder.parent)
         write_atomic(folder.parent / "latest", folder.name + "\n")
         if state.best_step == state.step:
             write_atomic(folder.parent / "best", folder.name + "\n")
@@ -129,8 +137,6 @@ def _write(model: nn.Module, gathered: dict[str, Tensor], folder: Path, state: S
     weights = {n.removesuffix("/param"): t for n, t in gathered.items() if n.endswith("/param")}
     save_weights(model, weights, folder)
     write_json(folder / "state.json", asdict(state))
-    write_manifest(folder)
-    sync_folder(folder.parent)
 
 
 def save_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:

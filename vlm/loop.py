@@ -1,6 +1,7 @@
 """The training loop: optimizer steps, what is told of them, and what is saved when."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,6 +58,7 @@ class Training:
     watchdog: Watchdog
     skips: Skips
     heldout: Heldout | None = None
+    allowed: Callable[[], None] = lambda: None
     work: Work | None = None
     board: Board | None = None
     spikes: Spikes = field(default_factory=Spikes)
@@ -195,7 +197,7 @@ class Training:
         """Write the checkpoint of `state`."""
         began = time.perf_counter()
         self.watchdog.beat()
-        folder = checkpoint.save(self.model, Path(self.recipe.run), state, self.recipe.checkpoint)
+        folder = checkpoint.save(self.model, Path(self.recipe.run), state, self.recipe.checkpoint, self.allowed)
         self.watchdog.beat()
         seconds = round(time.perf_counter() - began, 4)
         self.events.write("checkpoint", step=state.step, folder=folder.name, seconds=seconds)

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from importlib.metadata import version
@@ -34,7 +35,7 @@ from vlm.engine import Engine, all_reduce_sum, deepspeed_config, start_world
 from vlm.estimate import estimate
 from vlm.events import Events, Heartbeat, read_events
 from vlm.heldout import Heldout
-from vlm.lock import only_training
+from vlm.lock import Fence, beside_rank_zero, only_training
 from vlm.loop import Training
 from vlm.model.adapter import trainable
 from vlm.model.alignment import parallel_texts, start_at_translations
@@ -52,21 +53,25 @@ from vlm.world import World, find_world
 VERSIONS = ("torch", "deepspeed", "transformers", "peft", "webdataset", "submitit", "omegaconf")
 
 
-def train(recipe: Recipe) -> Path:
+def train(recipe: Recipe, begun: Callable[[], None] = lambda: None) -> Path:
     """Train to the end, resuming from the newest verified checkpoint; returns the last checkpoint's folder.
 
     Every rank calls this. Raises BadInput before a process group is joined where the recipe cannot work, and
-    Requeue after a checkpoint when a signal asked for the end.
+    Requeue after a checkpoint when a signal asked for the end. `begun` is called on rank 0 once it holds the run.
     """
     listen()
-    world = find_world()
+    run, world = Path(recipe.run), find_world()
     with ExitStack() as held:
+        fence = None
         if world is None or world.rank == 0:
-            held.enter_context(only_training(Path(recipe.run)))
-        return _train(recipe, held)
+            fence = held.enter_context(only_training(run))
+            begun()
+        else:
+            beside_rank_zero(run)
+        return _train(recipe, held, fence)
 
 
-def _train(recipe: Recipe, held: ExitStack) -> Path:
+def _train(recipe: Recipe, held: ExitStack, fence: Fence | None) -> Path:
     folder = model_folder(recipe.model)
     source = _source(recipe, folder)
     heldout = _heldout(recipe, folder)
@@ -75,6 +80,8 @@ def _train(recipe: Recipe, held: ExitStack) -> Path:
     resumed = checkpoint.newest(run, damaged)
     state = _resume_state(resumed, plan, recipe)
     world = start_world(recipe.engine)
+    number = int(all_reduce_sum(fence.number if fence else 0))
+    fence = fence or held.enter_context(Fence(run, number))
     if all_reduce_sum(state.step) != state.step * world.size:
         raise RuntimeError(f"{run}: ranks see different newest checkpoints, this one step {state.step}")
     steps = _steps(recipe, plan)
@@ -103,7 +110,7 @@ def _train(recipe: Recipe, held: ExitStack) -> Path:
     )
     skips = Skips(recipe.data.max_skipped, plan.samples, state.skipped)
     training = Training(recipe, engine, model, plan, steps, events, Heartbeat(run, world.rank), watchdog, skips)
-    training.heldout, training.work = heldout, _work(recipe)
+    training.heldout, training.work, training.allowed = heldout, _work(recipe), fence.check
     if recipe.engine.tensorboard and world.rank == 0:
         training.board = held.enter_context(closing(Board(run, state.step)))
     tower = any(p.requires_grad for name, p in model.named_parameters() if "vision_tower" in name.split("."))
