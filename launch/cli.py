@@ -174,6 +174,7 @@ def train(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
 
     listen()
     _quiet()
+    from launch.again import begun
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
@@ -184,7 +185,7 @@ def train(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
         check(loaded)
         as_given = ["train", recipe, *(overrides or []), *(["--json"] if as_json else [])]
         raise typer.Exit(start_ranks(loaded.engine.ranks, as_given))
-    folder = run_training(loaded, checked())
+    folder = run_training(loaded, checked(), partial(begun, "train", Path(loaded.run)))
     if is_first():
         show({"run": loaded.run, "checkpoint": str(folder)}, as_json, f"done: {folder}")
 
@@ -201,10 +202,12 @@ def evaluate(
     Example: vlm eval demo eval.name=ru eval.data=runs/demo/data/ru-test eval.adapter=latest --part 0/2
     """
     _quiet()
+    from launch.again import begun
     from launch.progress import Progress
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
+    begun("eval", Path(loaded.run))
     from vlm.eval.parts import Part
     from vlm.eval.run import evaluate as run_evaluation
 
@@ -248,9 +251,11 @@ def merge(
     Example: vlm merge demo eval.adapter=latest eval.data=runs/demo/data/ru-test --out merged
     """
     _quiet()
+    from launch.again import begun
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
+    begun("merge", Path(loaded.run))
     from dataclasses import asdict
 
     from vlm.merge import merge as run_merge
@@ -385,6 +390,23 @@ def launch_jobs(
     from launch.pipeline import launch
 
     launch(stage, recipe, overrides or [], cluster, dry_run)
+
+
+@app.command("requeue", hidden=True, context_settings={"ignore_unknown_options": True})
+def requeue(
+    code: Annotated[int, typer.Argument(help="Exit code that the job's command ended with.")],
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE")] = None,
+    overrides: Overrides = None,
+    stage: Annotated[str, typer.Option(help="Stage of the pipeline.")] = "train",
+) -> None:
+    """At the end of a Slurm job: ask for another turn where that may help, and end with CODE.
+
+    Example: vlm requeue 75 demo optim.epochs=1
+    """
+    from launch.again import again
+
+    again(code, stage, recipe, overrides or [])
+    raise typer.Exit(code)
 
 
 @app.command("demo-models", hidden=True)

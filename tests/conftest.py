@@ -1,7 +1,6 @@
-"""The environment of every test, set before torch is imported, and the skips of tests that need a GPU or Slurm."""
+"""The environment of every test, set before torch is imported, and the skips of tests that need a GPU."""
 
 import os
-import shutil
 
 import pytest
 
@@ -11,19 +10,13 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for marker, reason in (("gpu", _no_gpu), ("slurm", _no_slurm)):
-        marked = [item for item in items if item.get_closest_marker(marker)]
-        why = reason() if marked else ""
-        for item in marked if why else ():
-            item.add_marker(pytest.mark.skip(reason=why))
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    why = _no_gpu() if marked else ""
+    for item in marked if why else ():
+        item.add_marker(pytest.mark.skip(reason=why))
 
 
 def _no_gpu() -> str:
     import torch
 
     return "" if torch.cuda.is_available() else "needs a CUDA device"
-
-
-def _no_slurm() -> str:
-    missing = [name for name in ("sbatch", "srun") if not shutil.which(name)]
-    return f"needs Slurm: no {' and no '.join(missing)} on PATH" if missing else ""

@@ -6,6 +6,7 @@ ranks or on the ZeRO stage. A checkpoint exists once its MANIFEST.json does; `la
 
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,12 +110,18 @@ def begin(model: nn.Module, gathered: dict[str, Tensor], folder: Path) -> None:
     save_adapter(model, _weights(gathered), folder)
 
 
-def commit(gathered: dict[str, Tensor], folder: Path, state: State, config: CheckpointConfig) -> None:
-    """Write the rest of a checkpoint that is begun, seal it, move `latest` and `best` to it, and remove old ones."""
+def commit(
+    gathered: dict[str, Tensor], folder: Path, state: State, config: CheckpointConfig, allowed: Callable[[], None]
+) -> None:
+    """Write the rest of a checkpoint that is begun, seal it, move `latest` and `best` to it, and remove old ones.
+
+    `allowed` is called just before the seal, which it may prevent by ending the process.
+    """
     save_file(gathered, folder / "optimizer" / "state.safetensors")
     if not (folder / "adapter").exists():
         save_file(_weights(gathered), folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "state.json", asdict(state))
+    allowed()
     write_manifest(folder)
     sync_folder(folder.parent)
     write_atomic(folder.parent / "latest", folder.name + "\n")

@@ -1,6 +1,7 @@
 """The training loop: optimizer steps, what is told of them, and what is saved when."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,6 +62,7 @@ class Training:
     watchdog: Watchdog
     skips: Skips
     heldout: Heldout | None = None
+    allowed: Callable[[], None] = lambda: None
     work: Work | None = None
     board: Board | None = None
     spikes: Spikes = field(default_factory=Spikes)
@@ -70,7 +72,7 @@ class Training:
         self.stragglers = Stragglers(dist.get_world_size())
         self.deadline = Deadline(checkpoint.size(self.model))
         run, config = Path(self.recipe.run), self.recipe.checkpoint
-        self.saver = Saver(self.model, run, config, self.watchdog.beat, self.saved)
+        self.saver = Saver(self.model, run, config, self.watchdog.beat, self.saved, self.allowed)
 
     def loop(self, loader: Loader, state: State) -> Path:
         """Steps from `state` on; returns the last checkpoint's folder.

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from vlm.engine import Engine, all_reduce_sum, deepspeed_config, start_world
 from vlm.estimate import work_of
 from vlm.events import Events, Heartbeat, read_events
 from vlm.inputs import Inputs, steps_of
-from vlm.lock import only_training
+from vlm.lock import Fence, beside_rank_zero, only_training
 from vlm.loop import Training
 from vlm.model.adapter import trainable
 from vlm.model.adapters.lora import learned_tokens
@@ -45,25 +46,29 @@ from vlm.world import World, find_world, is_first
 VERSIONS = ("torch", "deepspeed", "transformers", "peft", "webdataset", "submitit", "omegaconf")
 
 
-def train(recipe: Recipe, checked: bool = False) -> Path:
+def train(recipe: Recipe, checked: bool = False, begun: Callable[[], None] = lambda: None) -> Path:
     """Train to the end, resuming from the newest verified checkpoint; returns the last checkpoint's folder.
 
     Every rank calls this. Raises BadInput before a process group is joined where the recipe cannot work, and
     Requeue after a checkpoint when a signal asked for the end. `checked`: `check` has already said what it had to.
+    `begun` is called on rank 0 once it holds the run.
     """
     listen()
-    world = find_world()
-    first = is_first()
+    run, world, first = Path(recipe.run), find_world(), is_first()
     with ExitStack() as held:
+        fence = None
         if first:
-            held.enter_context(only_training(Path(recipe.run)))
+            fence = held.enter_context(only_training(run))
+            begun()
+        else:
+            beside_rank_zero(run)
         inputs = Inputs.read(recipe)
         odd = warnings(recipe, inputs.folder, inputs.source)
         if not checked:
             check_model(recipe, inputs.folder, world.size if world else 1)
         if first and not checked:
             _warn(inputs, odd)
-        return _train(recipe, inputs, odd, held)
+        return _train(recipe, inputs, odd, held, fence)
 
 
 def check(recipe: Recipe) -> None:
@@ -79,10 +84,12 @@ def _warn(inputs: Inputs, odd: list[str]) -> None:
         print(f"vlm: {line}", file=sys.stderr, flush=True)
 
 
-def _train(recipe: Recipe, inputs: Inputs, odd: list[str], held: ExitStack) -> Path:
+def _train(recipe: Recipe, inputs: Inputs, odd: list[str], held: ExitStack, fence: Fence | None) -> Path:
     run, folder, source, plan = Path(recipe.run), inputs.folder, inputs.source, inputs.plan
     resumed, state = inputs.resumed, inputs.state
     world = start_world(recipe.engine)
+    number = int(all_reduce_sum(fence.number if fence else 0))
+    fence = fence or held.enter_context(Fence(run, number))
     if all_reduce_sum(state.step) != state.step * world.size:
         raise RuntimeError(f"{run}: ranks see different newest checkpoints, this one step {state.step}")
     steps = steps_of(recipe, plan)
@@ -111,7 +118,8 @@ def _train(recipe: Recipe, inputs: Inputs, odd: list[str], held: ExitStack) -> P
     for problem in inputs.damaged:
         events.write("damaged", problem=problem)
     skips = Skips(recipe.data.max_skipped, plan.samples, state.skipped)
-    training = Training(recipe, engine, model, plan, steps, events, Heartbeat(run, world.rank), watchdog, skips)
+    beat = Heartbeat(run, world.rank)
+    training = Training(recipe, engine, model, plan, steps, events, beat, watchdog, skips, allowed=fence.check)
     training.heldout, training.work = inputs.heldout, _work(recipe)
     if world.rank == 0:
         board = Board(recipe.engine, recipe.name, run, state.step, recipe.to_dict())

@@ -183,12 +183,12 @@ def _slow_disk(rank: int) -> None:
             self.watchdog.steps, self.watchdog.least = 0.001, 1.0
         return state
 
-    def commit(gathered: Any, folder: Path, state: State, config: CheckpointConfig) -> None:
+    def commit(gathered: Any, folder: Path, state: State, config: CheckpointConfig, allowed: Any) -> None:
         for _ in range(STEPS // 2 + 2) if state.step == STEPS // 2 else ():
             assert steps.acquire(timeout=60)
         if state.step == STEPS:
             threading.Event().wait(2.5)
-        write(gathered, folder, state, config)
+        write(gathered, folder, state, config, allowed)
 
     Training.step, Training.advance, checkpoint.commit = step, advanced, commit  # type: ignore[method-assign]
 
