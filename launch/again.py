@@ -56,6 +56,11 @@ class Turn:
     array: str
     name: str
 
+    @property
+    def asked(self) -> str:
+        """What Slurm calls it: the last task of an array has the id of the whole, which would be started again."""
+        return self.array or self.job
+
     @classmethod
     def mine(cls) -> "Turn | None":
         """None outside Slurm."""
@@ -89,7 +94,7 @@ def again(code: int, stage: str, recipe: str | None, overrides: Sequence[str]) -
     turn = Turn.mine()
     if code == 0 or turn is None:
         return
-    shown = _shown(turn.job)
+    shown = _shown(turn.asked)
     if _restarts(shown) > turn.restart:
         # Slurm is about to start it again, or has done so and this is an orphan: nothing is ours to write or ask
         _say(f"job {turn.job}: exit code {code}; Slurm starts it again by itself")
@@ -104,7 +109,7 @@ def again(code: int, stage: str, recipe: str | None, overrides: Sequence[str]) -
     if run:
         append(run / "jobs" / FILE, asdict(found))
     _say(f"job {turn.job}: {reason}; {'requeued' if asked else 'not started again'}")
-    if asked and not _requeue(turn.job) and run:
+    if asked and not _requeue(turn.asked) and run:
         append(run / "jobs" / FILE, asdict(replace(found, again=False, reason="scontrol requeue failed")))
 
 

@@ -13,7 +13,7 @@ from launch.options import Json, Number, Out, Overrides, RecipeName, show
 from launch.shards_cli import shards_app
 from shards.errors import BadInput, ServerFault
 from vlm.stop import Fault, Requeue
-from vlm.world import find_world
+from vlm.world import is_first
 
 if TYPE_CHECKING:
     from shards.translate.config import TranslateConfig
@@ -41,7 +41,8 @@ def run(arguments: list[str]) -> int:
         print(f"vlm: {error}", file=sys.stderr)
         return 1
     except Requeue:
-        print("vlm: stopped on request after a checkpoint; the same command goes on from there", file=sys.stderr)
+        if is_first():
+            print("vlm: stopped on request, all is saved; the same command goes on from there", file=sys.stderr)
         return 75
     return 0
 
@@ -198,10 +199,11 @@ def train(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
     from launch.ranks import checked, in_world, listen, start_ranks
 
     listen()
+    _quiet()
+    from launch.again import begun
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
-    _quiet()
     from vlm.train import check
     from vlm.train import train as run_training
 
@@ -209,9 +211,8 @@ def train(recipe: RecipeName, overrides: Overrides = None, as_json: Json = False
         check(loaded)
         as_given = ["train", recipe, *(overrides or []), *(["--json"] if as_json else [])]
         raise typer.Exit(start_ranks(loaded.engine.ranks, as_given))
-    folder = run_training(loaded, checked())
-    world = find_world()
-    if world is None or world.rank == 0:
+    folder = run_training(loaded, checked(), partial(begun, "train", Path(loaded.run)))
+    if is_first():
         show({"run": loaded.run, "checkpoint": str(folder)}, as_json, f"done: {folder}")
 
 
@@ -226,11 +227,13 @@ def evaluate(
 
     Example: vlm eval demo eval.name=ru eval.data=runs/demo/data/ru-test eval.adapter=latest --part 0/2
     """
+    _quiet()
+    from launch.again import begun
     from launch.progress import Progress
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
-    _quiet()
+    begun("eval", Path(loaded.run))
     from vlm.eval.parts import Part
     from vlm.eval.run import evaluate as run_evaluation
 
@@ -273,10 +276,12 @@ def merge(
 
     Example: vlm merge demo eval.adapter=latest eval.data=runs/demo/data/ru-test --out merged
     """
+    _quiet()
+    from launch.again import begun
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
-    _quiet()
+    begun("merge", Path(loaded.run))
     from dataclasses import asdict
 
     from vlm.merge import merge as run_merge
@@ -292,10 +297,10 @@ def export(recipe: RecipeName, out: Out, overrides: Overrides = None, as_json: J
 
     Example: vlm export demo_questions --out models/base
     """
+    _quiet()
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
-    _quiet()
     from vlm.export import export as run_export
 
     run_export(loaded, out)
@@ -397,10 +402,10 @@ def estimate(
       vlm estimate mine.yaml cluster.nodes=2 cluster.gpus_per_node=8 --memory 24
       vlm estimate mine.yaml engine.deepspeed=zero3 model.checkpoint_blocks=1 --json
     """
+    _quiet()
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
-    _quiet()
     from vlm.check import sampled_warnings
     from vlm.estimate import A100_TFLOPS, GPU_GIB
     from vlm.estimate import estimate as work_out
@@ -514,7 +519,7 @@ def demo_keep(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], out: O
 
 
 def _quiet() -> None:
-    """Keep libraries' start-up chatter out of logs that people read."""
+    """Keep libraries' start-up chatter out of logs that people read; they look at this when they are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -142,7 +142,7 @@ def _base_training_stages(demo: Demo) -> list[Stage]:
 
 def _train_stage(name: str, arguments: list[str]) -> Stage:
     def standing() -> bool:
-        from vlm.train import finished
+        from vlm.inputs import finished
 
         return finished(load(*_split(arguments)))
 

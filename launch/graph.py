@@ -18,10 +18,9 @@ from launch.stages import Stage
 from launch.standing import or_not
 from shards.errors import BadInput
 from shards.info import DATASET_FILE
+from vlm.model.adapter import Leaves
 
 STAGES = ("shards", "translate", "train", "export", "eval", "merge", "report")
-_WHOLE = ("projector", "full")
-_BESIDE = ("bottleneck", "prompt", "ptuning", "prefix")
 
 
 @dataclass(frozen=True)
@@ -60,12 +59,12 @@ def left_out(recipe: PipelineRecipe) -> dict[str, str]:
         why["shards"] = "`shards` names no raw set to build"
     if not any(each.translated for each in recipe.shards):
         why["translate"] = "`shards` names no folder for a translation"
-    if method in _WHOLE:
+    if recipe.adapter.leaves is Leaves.MODEL:
         return why | {
             "merge": f"adapter.method={method} leaves no adapter; `vlm launch export` writes the trained model"
         }
     why["export"] = f"adapter.method={method} leaves an adapter, the model's own weights are as they were"
-    if method in _BESIDE:
+    if recipe.adapter.leaves is Leaves.BESIDE:
         why["merge"] = f"what adapter.method={method} learns cannot be merged; evaluation runs it beside the base"
     return why
 
@@ -95,7 +94,7 @@ def _chosen(recipe: PipelineRecipe, stages: Sequence[str] | None) -> Sequence[st
 
 def _of_trained(recipe: PipelineRecipe) -> dict[str, str]:
     """What makes an evaluation one of the trained model, by key."""
-    if recipe.adapter.method in _WHOLE:
+    if recipe.adapter.leaves is Leaves.MODEL:
         return {"model.base": _exported(recipe)}
     return {} if recipe.eval.adapter else {"eval.adapter": "latest"}
 

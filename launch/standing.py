@@ -56,7 +56,7 @@ def training_stands(recipe: PipelineRecipe) -> bool:
     """Whether the newest checkpoint is the last step of this recipe."""
     if not any((Path(recipe.run) / "checkpoints").glob("step-*/MANIFEST.json")):
         return False
-    from vlm.train import finished
+    from vlm.inputs import finished
 
     return finished(recipe)
 

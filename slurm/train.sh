@@ -18,38 +18,25 @@
 #   sbatch --nodes=4 slurm/train.sh RECIPE ...       # 32 ranks
 #   bash slurm/train.sh RECIPE key=value ...         # without Slurm; RECIPE is demo when left out
 #
-# Hyperparameters belong to the recipe. RUVLM_VENV names the virtual environment (default: .venv).
+# Hyperparameters belong to the recipe, a site's settings to env.sh.
 set -euo pipefail
+
+# sbatch runs a copy of this file in a folder of its own
+here=$(dirname "$0")
+[[ -f $here/env.sh ]] || here=${SLURM_SUBMIT_DIR:-.}/slurm
+# shellcheck source=/dev/null
+source "$here/env.sh"
 
 recipe=${1:-demo}
 shift || true
 
-venv=${RUVLM_VENV:-.venv}
-if [[ -n ${RUVLM_VENV:-} || -d $venv ]]; then
-    # shellcheck disable=SC1091
-    source "$venv/bin/activate"
-fi
-command -v vlm >/dev/null || { echo "train.sh: no vlm in $venv or on PATH; run make install or set RUVLM_VENV" >&2; exit 2; }
-
-if [[ -z ${SLURM_JOB_ID:-} ]]; then
-    exec vlm train "$recipe" "$@"
+if [[ -n ${SLURM_JOB_ID:-} ]]; then
+    nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    export MASTER_ADDR=${MASTER_ADDR:-${nodes%%$'\n'*}}
+    # another port at each restart: an orphan rank of the turn before must not meet the new ones
+    export MASTER_PORT=${MASTER_PORT:-$((15000 + (SLURM_JOB_ID + 7919 * ${SLURM_RESTART_COUNT:-0}) % 15000))}
 fi
 
-# NCCL: uncomment what the cluster's network needs.
-# export NCCL_SOCKET_IFNAME=ib0       # interface of the first handshake
-# export NCCL_IB_HCA=mlx5             # InfiniBand adapters to use
-# export NCCL_DEBUG=INFO              # which transport was chosen, and why
-
-nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-export MASTER_ADDR=${MASTER_ADDR:-${nodes%%$'\n'*}}
-# srun no longer takes this from sbatch (since Slurm 22.05), and would give each rank one core
-export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-
-# When one rank ends, the others have a minute to end too. --kill-on-bad-exit=1 would kill them at once: the first rank
-# to exit with 75, please requeue, would turn srun's code into 143.
 code=0
-srun --kill-on-bad-exit=0 --wait=60 vlm train "$recipe" "$@" || code=$?
-if ((code == 75)); then
-    scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$code"
+ranks train "$recipe" "$@" || code=$?
+finish "$code" train "$recipe" "$@"

@@ -1,4 +1,4 @@
-"""Packaging, Makefile and the Slurm script, each through what a user would run."""
+"""Packaging, Makefile and scripts, each through what a user would run."""
 
 import ast
 import os
@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-TRAIN = ROOT / "slurm" / "train.sh"
 OURS = ("vlm", "launch", "shards")
 
 
@@ -124,17 +123,6 @@ def test_shell_scripts_are_clean(script: Path) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-RECORD = 'printf "%s\\0" "$(basename "$0")" "$@" >>"$CALLS"; printf "\\n" >>"$CALLS"; '
-HOSTILE = ["optim.lr=1e-4", "run=a b", "name='x' \"y\" $HOME *", ""]
-
-
-@pytest.fixture
-def commands(tmp_path: Path) -> Path:
-    """A folder for fake commands, with a `vlm` that records its arguments and exits as $VLM_EXIT says."""
-    executable(tmp_path / "bin" / "vlm", RECORD + 'exit "${VLM_EXIT:-0}"')
-    return tmp_path / "bin"
-
-
 def executable(path: Path, body: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/usr/bin/env bash\n{body}\n")
@@ -146,55 +134,3 @@ def run(command: list[str], cwd: Path, **env: str) -> subprocess.CompletedProces
     foreign = ("SLURM", "MASTER", "MAKE", "RUVLM")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return subprocess.run(command, cwd=cwd, env={**clean, **env}, capture_output=True, text=True, timeout=60)
-
-
-def train(commands: Path, *args: str, **env: str) -> tuple[int, list[list[str]]]:
-    """Run the script with the fake commands first on PATH; its exit code, and the calls it made."""
-    calls = commands.parent / "calls"
-    path = f"{commands}{os.pathsep}{os.environ['PATH']}"
-    done = run(["bash", str(TRAIN), *args], commands.parent, PATH=path, CALLS=str(calls), **env)
-    lines = calls.read_text("utf-8").split("\0\n")[:-1] if calls.exists() else []
-    return done.returncode, [line.split("\0") for line in lines]
-
-
-@pytest.mark.parametrize("code", [0, 2, 75])
-def test_train_without_slurm_hands_arguments_and_exit_code_through(commands: Path, code: int) -> None:
-    assert train(commands, "my recipe.yaml", *HOSTILE, VLM_EXIT=str(code)) == (
-        code,
-        [["vlm", "train", "my recipe.yaml", *HOSTILE]],
-    )
-
-
-def test_train_takes_the_demo_recipe_when_none_is_named(commands: Path) -> None:
-    assert train(commands) == (0, [["vlm", "train", "demo"]])
-
-
-def test_train_activates_the_named_environment(commands: Path, tmp_path: Path) -> None:
-    venv = tmp_path / "my venv"
-    executable(venv / "bin" / "vlm", RECORD)
-    (venv / "bin" / "activate").write_text(f'PATH="{venv}/bin:$PATH"\n')
-    executable(commands / "vlm", "exit 9")
-    assert train(commands, "r", RUVLM_VENV=str(venv)) == (0, [["vlm", "train", "r"]])
-
-
-def test_train_refuses_a_named_environment_that_is_not_there(commands: Path) -> None:
-    assert train(commands, "r", RUVLM_VENV="absent") == (1, [])
-
-
-def test_train_says_what_is_missing_without_a_vlm(tmp_path: Path) -> None:
-    done = run([shutil.which("bash") or "bash", str(TRAIN)], tmp_path, PATH="/nowhere")
-    assert done.returncode == 2
-    assert "RUVLM_VENV" in done.stderr
-
-
-@pytest.mark.parametrize("code", [0, 1, 75])
-def test_train_under_slurm_starts_ranks_and_requeues_on_75_alone(commands: Path, code: int) -> None:
-    seen = '[[ "$MASTER_ADDR $SRUN_CPUS_PER_TASK" == "n1 3" ]] || exit 99; '
-    executable(commands / "srun", RECORD + seen + '"${@:3}"')
-    executable(commands / "scontrol", RECORD + 'printf "n1\\nn2\\n"')
-    slurm = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": "3"}
-    rank = ["vlm", "train", "r", *HOSTILE]
-    calls = [["scontrol", "show", "hostnames", "n[1-2]"], ["srun", "--kill-on-bad-exit=0", "--wait=60", *rank], rank]
-    if code == 75:
-        calls.append(["scontrol", "requeue", "41"])
-    assert train(commands, "r", *HOSTILE, VLM_EXIT=str(code), **slurm) == (code, calls)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
+from shards.ahead import cores
 from shards.errors import BadInput
 from vlm.config import Recipe
 from vlm.data.lengths import Lengths, check_lengths
@@ -22,6 +23,15 @@ from vlm.model.attention import choose_backend
 from vlm.model.blocks import check_blocks
 from vlm.model.load import DTYPES
 from vlm.tracking import require_trackers
+
+
+def check_ranks(ranks: int) -> None:
+    """Raise BadInput where so many ranks are too many for this one machine."""
+    most = torch.cuda.device_count() or max(8, cores())
+    if ranks > most:
+        raise BadInput(
+            f"engine.ranks: {ranks} ranks on this machine, which can take {most}; use srun for several nodes"
+        )
 
 
 def check_model(recipe: Recipe, folder: Path, ranks: int) -> None:

@@ -5,13 +5,15 @@ ranks or on the ZeRO stage. A checkpoint exists once its MANIFEST.json does; `la
 """
 
 import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -66,6 +68,9 @@ class State:
     loss_scale: dict[str, float] = field(default_factory=dict)
 
 
+_FOLDERS = "step-" + 8 * "[0-9]"
+
+
 def step_folder(run: Path, step: int) -> Path:
     """RUN/checkpoints/step-00000100."""
     return run / "checkpoints" / f"step-{step:08d}"
@@ -76,7 +81,7 @@ def newest(run: Path, damaged: list[str] | None = None) -> Path | None:
 
     `damaged` takes one line for each damaged one, with the file's name.
     """
-    for folder in sorted((run / "checkpoints").glob("step-????????"), reverse=True):
+    for folder in sorted((run / "checkpoints").glob(_FOLDERS), reverse=True):
         if (folder / "MANIFEST.json").exists():
             problems = verify_manifest(folder)
             if not problems:
@@ -87,8 +92,11 @@ def newest(run: Path, damaged: list[str] | None = None) -> Path | None:
 
 
 def read_state(folder: Path) -> State:
-    """The state of a verified checkpoint."""
-    return State(**read_json(folder / "state.json"))
+    """The state of a verified checkpoint; BadInput where another version wrote it."""
+    try:
+        return State(**read_json(folder / "state.json"))
+    except TypeError as error:
+        raise BadInput(f"{folder / 'state.json'}: of another version ({error}); use another run directory") from None
 
 
 def begin(model: nn.Module, gathered: dict[str, Tensor], folder: Path) -> None:
@@ -102,18 +110,30 @@ def begin(model: nn.Module, gathered: dict[str, Tensor], folder: Path) -> None:
     save_adapter(model, _weights(gathered), folder)
 
 
-def commit(gathered: dict[str, Tensor], folder: Path, state: State, config: CheckpointConfig) -> None:
-    """Write the rest of a checkpoint that is begun, seal it, move `latest` and `best` to it, and remove old ones."""
+def commit(
+    gathered: dict[str, Tensor], folder: Path, state: State, config: CheckpointConfig, allowed: Callable[[], None]
+) -> None:
+    """Write the rest of a checkpoint that is begun, seal it, move `latest` and `best` to it, and remove old ones.
+
+    `allowed` is called just before the seal, which it may prevent by ending the process.
+    """
     save_file(gathered, folder / "optimizer" / "state.safetensors")
     if not (folder / "adapter").exists():
         save_file(_weights(gathered), folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "state.json", asdict(state))
+    allowed()
     write_manifest(folder)
     sync_folder(folder.parent)
     write_atomic(folder.parent / "latest", folder.name + "\n")
-    if state.best_step == state.step:
-        write_atomic(folder.parent / "best", folder.name + "\n")
+    point_at_best(folder.parents[1], state)
     _prune(folder.parent, config, folder.name, state.best_step)
+
+
+def point_at_best(run: Path, state: State) -> None:
+    """Write RUN/checkpoints/best where the best step's checkpoint stands: it may have been evaluated after its save."""
+    best = step_folder(run, state.best_step)
+    if (best / "MANIFEST.json").exists():
+        write_atomic(best.parent / "best", best.name + "\n")
 
 
 def _weights(gathered: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -122,14 +142,28 @@ def _weights(gathered: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _prune(folder: Path, config: CheckpointConfig, newest: str, best_step: int) -> None:
     # what is numbered above the newest was damaged, or the run would have resumed from it
-    whole = [p for p in sorted(folder.glob("step-????????")) if (p / "MANIFEST.json").exists() and p.name <= newest]
+    found = [p for p in sorted(folder.glob(_FOLDERS)) if p.name <= newest]
+    whole = [p for p in found if (p / "MANIFEST.json").exists()]
     for old in whole[: -config.keep] if config.keep else []:
         step = int(old.name.removeprefix("step-"))
-        if (config.best and step == best_step) or (config.keep_every and step % config.keep_every == 0):
-            continue
+        if not (config.best and step == best_step) and not (config.keep_every and step % config.keep_every == 0):
+            _remove(old)
+    # what a kill has left of a save or of a removal
+    for torn in found:
+        if torn not in whole:
+            _remove(torn)
+
+
+def _remove(old: Path) -> None:
+    # the new checkpoint stands: one that cannot be removed, being read or gone already, must not end the training
+    try:
         # the marker goes first: a half-deleted checkpoint must not look whole
-        (old / "MANIFEST.json").unlink()
+        (old / "MANIFEST.json").unlink(missing_ok=True)
         shutil.rmtree(old)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        print(f"{old}: cannot be removed ({error.strerror}); the next save tries again", file=sys.stderr, flush=True)
 
 
 def gather_trainable(model: nn.Module) -> dict[str, Tensor]:
@@ -163,11 +197,13 @@ def load_parameters(model: nn.Module, folder: Path) -> None:
     BadInput where names or shapes differ.
     """
     path = folder / "optimizer" / "state.safetensors"
-    with safe_open(path, "pt") as saved:
-        names = {n.removesuffix("/param") for n in saved.keys() if n.endswith("/param")}  # noqa: SIM118
-        wanted = dict(_trainable(model))
-        if names != set(wanted):
-            odd = sorted(names ^ set(wanted))[0]
+    try:
+        opened = safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"{path}: no safetensors file ({error}); remove this checkpoint") from None
+    with opened as saved:
+        names, wanted = set(saved.keys()), dict(_trainable(model))
+        if odd := min(names ^ {f"{n}/{key}" for n in wanted for key in ("param", *MOMENTS)}, default=None):
             raise BadInput(
                 f"{path}: trainable weights differ from the recipe's, first {odd}; use another run directory"
             )
@@ -209,5 +245,5 @@ def _set(parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
 
 def describe(run: Path) -> list[dict[str, Any]]:
     """Every checkpoint of a run with its step and whether it verifies."""
-    folders = sorted((run / "checkpoints").glob("step-????????"))
+    folders = sorted((run / "checkpoints").glob(_FOLDERS))
     return [{"step": int(f.name.removeprefix("step-")), "problems": verify_manifest(f)} for f in folders]

@@ -27,6 +27,7 @@ from vlm.optim import OptimConfig
 from vlm.translation import MAKERS
 
 RECIPES = Path(__file__).parent / "recipes"
+_LARGEST = 2**40
 
 
 @dataclass(kw_only=True)
@@ -52,6 +53,18 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise BadInput(f"seed: {self.seed} must be at least 0")
+        for key, text in {
+            "name": self.name,
+            "run": self.run,
+            "model.base": self.model.base,
+            "data.train": self.data.train,
+            "data.template": self.data.template,
+            "heldout.data": self.heldout.data,
+            "engine.deepspeed": self.engine.deepspeed,
+        }.items():
+            # they are shown in messages, job scripts and labels, a line each
+            if not text.isprintable():
+                raise BadInput(f"{key}: {text!r} holds a line break or another control character; take it out")
         check_engines(self.translate, MAKERS)
 
     def save(self, path: Path) -> None:
@@ -79,6 +92,10 @@ def load_recipe(cls: type[AnyRecipe], name: str, overrides: Sequence[str] = ()) 
             merged = OmegaConf.merge(merged, content)
         except OmegaConfBaseException as error:
             raise BadInput(f"{source}: {error.full_key}: {str(error.msg).splitlines()[0]}") from None
+        except TypeError as error:
+            # a mapping where a list belongs
+            raise BadInput(f"{source}: {str(error).splitlines()[0]}; a list stands in [], a section in {{}}") from None
+    _refuse_extreme(OmegaConf.to_container(merged), "")
     recipe = OmegaConf.to_object(merged)
     assert isinstance(recipe, cls)
     return recipe
@@ -92,11 +109,22 @@ def load_section(cls: type[Section], overrides: Sequence[str]) -> Section:
     content = _dotlist(overrides)
     _refuse_unknown("command line", content, cls, "")
     try:
-        section = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), content))
+        merged = OmegaConf.merge(OmegaConf.structured(cls), content)
+        _refuse_extreme(OmegaConf.to_container(merged), "")
+        section = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise BadInput(f"command line: {error.full_key}: {str(error.msg).splitlines()[0]}") from None
     assert isinstance(section, cls)
     return section
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without aliases: a few lines of them make a value without end, or of gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: an alias; write the value itself")
+        return super().compose_node(parent, index)
 
 
 def _layers(name: str, seen: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]]]:
@@ -104,7 +132,9 @@ def _layers(name: str, seen: tuple[Path, ...]) -> list[tuple[str, dict[str, Any]
     if path in seen:
         raise BadInput(f"{path}: base: a recipe cannot stand on itself")
     try:
-        content = yaml.safe_load(path.read_text("utf-8")) or {}
+        content = yaml.load(path.read_text("utf-8"), _Loader) or {}
+    except RecursionError:
+        raise BadInput(f"{path}: not a YAML recipe (nested too deep)") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: not a YAML recipe ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
@@ -147,6 +177,20 @@ def _refuse_unknown(source: str, content: dict[str, Any], cls: type, prefix: str
             if not isinstance(value, dict):
                 raise BadInput(f"{source}: {prefix}{key} is a section, write {prefix}{key}.<key>")
             _refuse_unknown(source, value, inner, f"{prefix}{key}.")
+
+
+def _refuse_extreme(value: Any, key: str) -> None:
+    """BadInput for a number that none can mean, which would pass comparisons or exhaust the machine, and for NUL."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _refuse_extreme(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_extreme(inner, key)
+    elif isinstance(value, int | float) and not abs(value) < _LARGEST:
+        raise BadInput(f"{key}: {value} is not a number below {_LARGEST}")
+    elif isinstance(value, str) and "\0" in value:
+        raise BadInput(f"{key}: holds a NUL character; take it out")
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -25,6 +25,9 @@ class Deadline:
     def __init__(self, size: int) -> None:
         end = os.environ.get(VARIABLE, "")
         self.end = float(end) if end.isdecimal() else math.inf
+        if self.end < time.time():
+            # of a job that is gone, in whose shell this training was started
+            self.end = math.inf
         self.save_seconds, self.step_seconds, self._measured = size / BYTES_PER_SECOND, 0.0, False
 
     def saved(self, seconds: float) -> None:

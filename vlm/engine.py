@@ -17,6 +17,7 @@ from vlm import stop
 from vlm.optim import OptimConfig, make_optimizer
 from vlm.world import World, find_world
 
+_MOST_THREADS = 1024
 CONFIGS = Path(__file__).parent.parent / "ds_configs"
 RESERVED = (
     "train_batch_size",
@@ -52,6 +53,8 @@ class EngineConfig:
     """Send them to Weights & Biases too, project `name`; needs the extra `wandb`. WANDB_MODE=offline is honoured."""
 
     def __post_init__(self) -> None:
+        if self.ranks < 1 or not 0 <= self.threads <= _MOST_THREADS:
+            raise BadInput(f"engine: ranks from 1 on, threads from 0 to {_MOST_THREADS}")
         if self.watchdog < 0 or self.watchdog_seconds <= 0 or self.window < 1:
             raise BadInput("engine: watchdog from 0 on, watchdog_seconds above 0, window from 1 on")
 

@@ -1,6 +1,7 @@
 """The training loop: optimizer steps, what is told of them, and what is saved when."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,9 +13,10 @@ from shards.errors import BadInput
 from vlm import checkpoint, stop
 from vlm.checkpoint import State
 from vlm.config import Recipe
-from vlm.data.loader import Loader, Step
+from vlm.data.loader import Loader
 from vlm.data.plan import Plan
 from vlm.data.skips import Skips
+from vlm.data.step import Step
 from vlm.deadline import Deadline
 from vlm.engine import Engine, all_reduce_sums, gather_floats
 from vlm.events import Events, Heartbeat
@@ -60,6 +62,7 @@ class Training:
     watchdog: Watchdog
     skips: Skips
     heldout: Heldout | None = None
+    allowed: Callable[[], None] = lambda: None
     work: Work | None = None
     board: Board | None = None
     spikes: Spikes = field(default_factory=Spikes)
@@ -69,7 +72,7 @@ class Training:
         self.stragglers = Stragglers(dist.get_world_size())
         self.deadline = Deadline(checkpoint.size(self.model))
         run, config = Path(self.recipe.run), self.recipe.checkpoint
-        self.saver = Saver(self.model, run, config, self.watchdog.beat, self.saved)
+        self.saver = Saver(self.model, run, config, self.watchdog.beat, self.saved, self.allowed)
 
     def loop(self, loader: Loader, state: State) -> Path:
         """Steps from `state` on; returns the last checkpoint's folder.
@@ -89,7 +92,7 @@ class Training:
                 self.events.write("unsaved", reason=self.saver.problem)
 
     def _loop(self, loader: Loader, state: State) -> Path:
-        folder, saved = Path(), state.step
+        folder, saved = checkpoint.step_folder(Path(self.recipe.run), state.step), state.step
         if self.must_stop():
             self.stop(state, saved)
         state = self.evaluate(state, saved)
@@ -208,6 +211,8 @@ class Training:
         state = replace(state, evaluated=state.step)
         if finite(loss) is not None and (state.best_loss is None or loss < state.best_loss):
             state = replace(state, best_step=state.step, best_loss=loss)
+            if state.step == saved and dist.get_rank() == 0:
+                checkpoint.point_at_best(Path(self.recipe.run), state)
         return state
 
     def must_stop(self) -> bool:

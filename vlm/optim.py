@@ -46,6 +46,8 @@ class OptimConfig:
             raise BadInput(f"optim.schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
         if self.lr <= 0 or self.epochs <= 0:
             raise BadInput(f"optim.lr={self.lr}, optim.epochs={self.epochs}: both must be above 0")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise BadInput(f"optim.beta1={self.beta1}, optim.beta2={self.beta2}: both from 0 on, below 1")
         if (
             self.max_nonfinite < 1
             or min(self.max_steps, self.grad_clip, self.weight_decay, self.projector_lr, self.token_lr) < 0

@@ -29,7 +29,8 @@ class Saver:
     """Writes checkpoints of `model` into `run`, one after the other; all ranks hold one and call it alike.
 
     `alive` is called while ranks wait. `told(state, seconds, stall)` is called on rank 0 once a checkpoint stands, from
-    the thread that wrote it: seconds of the whole save, and those that the steps waited for it.
+    the thread that wrote it: seconds of the whole save, and those that the steps waited for it. `allowed` is called
+    there just before a checkpoint is sealed, which it may prevent by ending the process.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class Saver:
         config: CheckpointConfig,
         alive: Callable[[], None] = lambda: None,
         told: Callable[[State, float, float], None] = lambda state, seconds, stall: None,
+        allowed: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.run, self.config, self.alive, self.told = model, run, config, alive, told
+        self.allowed = allowed
         self._writing: Path | None = None
         self._thread: threading.Thread | None = None
         self.problem: str | None = None
@@ -101,7 +104,7 @@ class Saver:
 
     def _write(self, gathered: dict[str, Tensor], state: State, began: float, stall: float | None) -> None:
         def write() -> None:
-            checkpoint.commit(gathered, step_folder(self.run, state.step), state, self.config)
+            checkpoint.commit(gathered, step_folder(self.run, state.step), state, self.config, self.allowed)
             seconds = time.perf_counter() - began
             self.told(state, seconds, seconds if stall is None else stall)
 

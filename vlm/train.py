@@ -1,14 +1,13 @@
 """Train a recipe: the whole run as named steps."""
 
-import json
 import os
 import platform
 import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,109 +16,86 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 
-from shards.errors import BadInput
 from shards.files import write_json
 from vlm import checkpoint
-from vlm.check import check_model, warnings
-from vlm.checkpoint import State
+from vlm.check import check_model, check_ranks, warnings
 from vlm.config import Recipe
 from vlm.data.cost import Cost
-from vlm.data.documents import Tokeniser
-from vlm.data.images import Pixels
 from vlm.data.loader import Loader, Source
-from vlm.data.mixture import Corpus
-from vlm.data.plan import Plan
 from vlm.data.skips import Skips
-from vlm.data.template import load_template
 from vlm.engine import Engine, all_reduce_sum, deepspeed_config, start_world
 from vlm.estimate import work_of
 from vlm.events import Events, Heartbeat, read_events
-from vlm.heldout import Heldout
-from vlm.lock import only_training
+from vlm.inputs import Inputs, steps_of
+from vlm.lock import Fence, beside_rank_zero, only_training
 from vlm.loop import Training
 from vlm.model.adapter import trainable
 from vlm.model.adapters.lora import learned_tokens
-from vlm.model.adapters.prompts import PromptOptions
 from vlm.model.alignment import parallel_texts, start_at_translations
-from vlm.model.assemble import Assembly, weights_digest
+from vlm.model.assemble import Assembly
 from vlm.model.attention import choose_backend
 from vlm.model.blocks import prepare_blocks
-from vlm.model.load import DTYPES, load_model, load_tokenizer, model_folder
+from vlm.model.load import DTYPES, load_model, load_tokenizer
 from vlm.model.packed import PackedLlava
 from vlm.speed import Work, peak_tflops
 from vlm.stop import listen
 from vlm.tracking import Board
 from vlm.watchdog import Watchdog
-from vlm.world import World, find_world
+from vlm.world import World, find_world, is_first
 
 VERSIONS = ("torch", "deepspeed", "transformers", "peft", "webdataset", "submitit", "omegaconf")
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a training starts from; known before any rank waits for another. `damaged` names passed-over checkpoints."""
-
-    folder: Path
-    source: Source
-    heldout: Heldout | None
-    plan: Plan
-    resumed: Path | None
-    state: State
-    damaged: list[str]
-    warnings: list[str]
-
-
-def train(recipe: Recipe, checked: bool = False) -> Path:
+def train(recipe: Recipe, checked: bool = False, begun: Callable[[], None] = lambda: None) -> Path:
     """Train to the end, resuming from the newest verified checkpoint; returns the last checkpoint's folder.
 
     Every rank calls this. Raises BadInput before a process group is joined where the recipe cannot work, and
     Requeue after a checkpoint when a signal asked for the end. `checked`: `check` has already said what it had to.
+    `begun` is called on rank 0 once it holds the run.
     """
     listen()
-    world = find_world()
-    first = world is None or world.rank == 0
+    run, world, first = Path(recipe.run), find_world(), is_first()
     with ExitStack() as held:
+        fence = None
         if first:
-            held.enter_context(only_training(Path(recipe.run)))
-        inputs = _inputs(recipe)
+            fence = held.enter_context(only_training(run))
+            begun()
+        else:
+            beside_rank_zero(run)
+        inputs = Inputs.read(recipe)
+        odd = warnings(recipe, inputs.folder, inputs.source)
         if not checked:
             check_model(recipe, inputs.folder, world.size if world else 1)
         if first and not checked:
-            _warn(inputs)
-        return _train(recipe, inputs, held)
+            _warn(inputs, odd)
+        return _train(recipe, inputs, odd, held, fence)
 
 
 def check(recipe: Recipe) -> None:
     """Raise BadInput where `train` would, without joining a process group; print its warnings."""
-    inputs = _inputs(recipe)
+    check_ranks(recipe.engine.ranks)
+    inputs = Inputs.read(recipe)
     check_model(recipe, inputs.folder, recipe.engine.ranks)
-    _warn(inputs)
+    _warn(inputs, warnings(recipe, inputs.folder, inputs.source))
 
 
-def _inputs(recipe: Recipe) -> Inputs:
-    folder = model_folder(recipe.model)
-    source = _source(recipe, folder)
-    heldout = _heldout(recipe, folder)
-    plan = _plan(recipe, source.dataset, folder)
-    damaged = list[str]()
-    resumed = checkpoint.newest(Path(recipe.run), damaged)
-    state = _resume_state(resumed, plan, recipe)
-    return Inputs(folder, source, heldout, plan, resumed, state, damaged, warnings(recipe, folder, source))
-
-
-def _warn(inputs: Inputs) -> None:
-    for line in inputs.warnings + [f"{problem}; this checkpoint is passed over" for problem in inputs.damaged]:
+def _warn(inputs: Inputs, odd: list[str]) -> None:
+    for line in odd + [f"{problem}; this checkpoint is passed over" for problem in inputs.damaged]:
         print(f"vlm: {line}", file=sys.stderr, flush=True)
 
 
-def _train(recipe: Recipe, inputs: Inputs, held: ExitStack) -> Path:
+def _train(recipe: Recipe, inputs: Inputs, odd: list[str], held: ExitStack, fence: Fence | None) -> Path:
     run, folder, source, plan = Path(recipe.run), inputs.folder, inputs.source, inputs.plan
     resumed, state = inputs.resumed, inputs.state
     world = start_world(recipe.engine)
+    number = int(all_reduce_sum(fence.number if fence else 0))
+    fence = fence or held.enter_context(Fence(run, number))
     if all_reduce_sum(state.step) != state.step * world.size:
         raise RuntimeError(f"{run}: ranks see different newest checkpoints, this one step {state.step}")
-    steps = _steps(recipe, plan)
-    if resumed and state.step >= steps:
+    steps = steps_of(recipe, plan)
+    # a stop in the last evaluation leaves just that to do
+    to_evaluate = inputs.heldout is not None and state.evaluated < state.step == steps
+    if resumed and state.step >= steps and not to_evaluate:
         return resumed
     events = _open_run(recipe, run, world)
     watchdog = Watchdog(run, world.rank, world.size, recipe.engine.watchdog, recipe.engine.watchdog_seconds)
@@ -137,12 +113,13 @@ def _train(recipe: Recipe, inputs: Inputs, held: ExitStack) -> Path:
     events.write(
         "start", step=state.step, steps=steps, ranks=world.size, attention=backend, samples=plan.total, plan=plan.digest
     )
-    for line in inputs.warnings:
+    for line in odd:
         events.write("warning", text=line)
     for problem in inputs.damaged:
         events.write("damaged", problem=problem)
     skips = Skips(recipe.data.max_skipped, plan.samples, state.skipped)
-    training = Training(recipe, engine, model, plan, steps, events, Heartbeat(run, world.rank), watchdog, skips)
+    beat = Heartbeat(run, world.rank)
+    training = Training(recipe, engine, model, plan, steps, events, beat, watchdog, skips, allowed=fence.check)
     training.heldout, training.work = inputs.heldout, _work(recipe)
     if world.rank == 0:
         board = Board(recipe.engine, recipe.name, run, state.step, recipe.to_dict())
@@ -155,59 +132,10 @@ def _train(recipe: Recipe, inputs: Inputs, held: ExitStack) -> Path:
     return last
 
 
-def finished(recipe: Recipe) -> bool:
-    """Whether the run's newest checkpoint is the last step of just this recipe."""
-    plan = _plan(recipe, Corpus.open(recipe.data.train, recipe.data.mix), Path(recipe.model.base))
-    folder = checkpoint.newest(Path(recipe.run))
-    return folder is not None and _resume_state(folder, plan, recipe).step >= _steps(recipe, plan)
-
-
-def _source(recipe: Recipe, folder: Path) -> Source:
-    return Source(recipe.data, _tokeniser(recipe, folder), Pixels.of(folder), recipe.seed)
-
-
-def _heldout(recipe: Recipe, folder: Path) -> Heldout | None:
-    if not recipe.heldout.data:
-        return None
-    return Heldout(recipe.heldout, recipe.data, _tokeniser(recipe, folder), Pixels.of(folder))
-
-
-def _tokeniser(recipe: Recipe, folder: Path) -> Tokeniser:
-    assembly = Assembly.read(folder)
-    template = load_template(recipe.data.template or assembly.template)
-    method = recipe.adapter.options()
-    slots = method.virtual_tokens if isinstance(method, PromptOptions) else 0
-    data = recipe.data
-    return Tokeniser(load_tokenizer(folder), template, assembly.image_tokens, data.turns, data.max_length, slots)
-
-
 def _work(recipe: Recipe) -> Work | None:
     """What a sample takes, where the GPU's peak is known."""
     peak = peak_tflops(recipe.model.dtype)
     return Work(*work_of(recipe), peak) if peak else None
-
-
-def _steps(recipe: Recipe, plan: Plan) -> int:
-    return min(plan.steps, recipe.optim.max_steps or plan.steps)
-
-
-def _plan(recipe: Recipe, dataset: Corpus, folder: Path) -> Plan:
-    data = recipe.data
-    template = asdict(load_template(data.template or Assembly.read(folder).template))
-    learning = [
-        {**asdict(recipe.optim), "max_steps": 0, "max_nonfinite": 0},
-        asdict(recipe.adapter),
-        recipe.model.dtype,
-    ]
-    return Plan(
-        shard_sizes=tuple(dataset.shard_sizes),
-        batch_size=data.batch_size,
-        epochs=recipe.optim.epochs,
-        seed=recipe.seed,
-        window=data.window,
-        parts=dataset.parts,
-        bound=json.dumps([dataset.digest, template, data.turns, data.max_length, data.shift, learning]),
-    )
 
 
 def _open_run(recipe: Recipe, run: Path, world: World) -> Events:
@@ -245,21 +173,6 @@ def _build(recipe: Recipe, folder: Path, source: Source) -> PackedLlava:
         texts = sorted({pair for each in source.dataset.sets for pair in parallel_texts(each)})
         start_at_translations(model, load_tokenizer(folder), texts, assembly.new_token_ids)
     return PackedLlava(model, source.pixels)
-
-
-def _resume_state(folder: Path | None, plan: Plan, recipe: Recipe) -> State:
-    """What a checkpoint has done; BadInput unless it was trained with this plan on this base."""
-    base = weights_digest(Path(recipe.model.base))
-    if folder is None:
-        return State(step=0, plan=plan.digest, base=base, seed=recipe.seed, supervised_tokens=0)
-    state = checkpoint.read_state(folder)
-    if state.plan != plan.digest:
-        what = "other data or settings (sections data, adapter, optim, or seed)"
-    elif state.base != base:
-        what = "another model.base"
-    else:
-        return state
-    raise BadInput(f"{folder}: was trained with {what}; use another run directory or remove its checkpoints")
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -6,6 +6,7 @@ written none is the one that hangs outside Python's reach (stopped, or its machi
 
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,7 +18,8 @@ from statistics import median
 _RECENT = 50
 # how long the others get to write their stacks before the first one ends the job
 _GRACE_SHARE, _GRACE_SECONDS = 0.25, 10.0
-EXIT_CODE = 1
+# as of a process that was killed: whatever hung, a fresh start from the last checkpoint may help
+EXIT_CODE = 128 + signal.SIGABRT
 
 
 class Watchdog:

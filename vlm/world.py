@@ -44,6 +44,12 @@ def find_world() -> World | None:
     return None
 
 
+def is_first() -> bool:
+    """Whether this process speaks for all ranks; so does one started by hand."""
+    world = find_world()
+    return world is None or world.rank == 0
+
+
 def _read(rank: str, size: str, local_rank: str, address: str, port: str) -> World:
     return World(int(rank), int(size), int(local_rank), address, int(port))
 

@@ -94,11 +94,13 @@ def test_killed_at_every_kind_of_stage_it_ends_with_the_same_figures(demo: Path,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
+        said = []
         for line in process.stdout:
+            said.append(line)
             if moment in line and "skipped" not in line:
                 break
         else:
-            pytest.fail(f"{moment} never came")
+            pytest.fail(f"{moment} never came, exit code {process.wait()}:\n{''.join(said)[-3000:]}")
         process.send_signal(number)
         process.stdout.read()
         assert process.wait() == (130 if number == signal.SIGINT else -signal.SIGKILL)

@@ -243,7 +243,7 @@ def test_the_package_is_light() -> None:
         ("merge", ["adapter.method=prefix"], "what adapter.method=prefix learns cannot be merged"),
         ("export", [], "adapter.method=lora leaves an adapter"),
         ("train", ["--cluster", "slrum"], "cluster.kind"),
-        ("train", ["--cluster", "slurm", "--dry-run", 'name="a\\ntouch /tmp/owned"'], "one plain line"),
+        ("train", ["--cluster", "slurm", "--dry-run", 'name="a\\ntouch /tmp/owned"'], "holds a line break"),
         ("train", ["--cluster", "slurm", "--dry-run", "run=a%j"], "Slurm reads % and \\"),
         ("train", ["--cluster", "slurm", "--dry-run", "run=a\\b"], "Slurm reads % and \\"),
     ],

@@ -21,6 +21,7 @@ from tests.slurm.cluster import Cluster
 from tests.vlm.conftest import english, model, russian  # noqa: F401
 
 pytestmark = pytest.mark.slurm
+LONG = pytest.mark.skipif(not os.environ.get("RUVLM_FAULTS"), reason="takes minutes of its own: make faults")
 
 ROOT = Path(__file__).parent.parent.parent
 # the machine may be busy with other work
@@ -125,6 +126,7 @@ def logs(run: Path) -> str:
     return "\n".join(f"== {p}\n{p.read_text('utf-8', 'replace')[-1500:]}" for p in run.glob("jobs/*/*.err"))
 
 
+@LONG
 def test_end_to_end_with_a_stop_a_killed_part_and_a_killed_merge(
     client: Cluster, tmp_path: Path, model: Path  # noqa: F811
 ) -> None:  # fmt: skip
@@ -165,6 +167,7 @@ def test_end_to_end_with_a_stop_a_killed_part_and_a_killed_merge(
     assert list(launch.submit(mine)) == ["report"]
 
 
+@LONG
 def test_a_failing_training_leaves_an_empty_queue_and_a_report_that_says_why(
     client: Cluster, tmp_path: Path, model: Path, russian: Path  # noqa: F811
 ) -> None:  # fmt: skip

@@ -42,6 +42,7 @@ def arguments(model: Path, data: Path, run: Path, *overrides: str) -> list[str]:
         (["model.checkpoint_blocks=-1"], "model.checkpoint_blocks: -1 is below 0"),
         (["engine.deepspeed=zero9"], "engine.deepspeed: zero9: no such file"),
         (["adapter.method=prefix", "adapter.virtual_tokens=0"], "at least 1"),
+        (["engine.ranks=100000"], "engine.ranks: 100000 ranks on this machine"),
     ],
 )
 def test_what_cannot_train_is_one_line(
@@ -51,6 +52,16 @@ def test_what_cannot_train_is_one_line(
     error = capfd.readouterr().err
     assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_that_cannot_be_made(
+    model: Path, russian: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    run = tmp_path / "file" / "run"
+    assert vlm(arguments(model, russian, run, "engine.ranks=1")) == 2
+    error = capfd.readouterr().err
+    assert f"run: {run}: cannot be written (Not a directory)" in error and len(error.splitlines()) == 1
 
 
 def test_what_this_machine_lacks(

@@ -1,5 +1,6 @@
 """Checkpoints against damage and full disks, which are kept, and training that goes on from them."""
 
+import errno
 import os
 import random
 import shutil
@@ -10,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from shards.errors import BadInput
 from shards.files import sha256_file, write_json, write_manifest
 from tests.vlm.forked import run_ranks
 from vlm import checkpoint, saver
 from vlm.checkpoint import CheckpointConfig, State
-from vlm.data.loader import Step
+from vlm.data.step import Step
 from vlm.events import read_events
 from vlm.loop import Measured
 from vlm.train import losses
@@ -66,6 +68,44 @@ def test_pruning_spares_the_best_and_every_nth(tmp_path: Path) -> None:
     config = CheckpointConfig(keep=2, keep_every=3)
     checkpoint._prune(tmp_path, config, "step-00000007", 2)
     assert [int(path.name[-1]) for path in sorted(tmp_path.glob("step-*"))] == [2, 3, 6, 7]
+
+
+def test_pruning_removes_what_kills_left_and_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("step-00000001", "step-00000003", "step-00000004", "step-00000005", "step-1.backup"):
+        (tmp_path / "checkpoints" / name / "adapter").mkdir(parents=True)
+        if name != "step-00000003":
+            write_manifest(tmp_path / "checkpoints" / name)
+    # a copy by hand, however whole, is no checkpoint
+    assert checkpoint.newest(tmp_path) == checkpoint.step_folder(tmp_path, 5)
+    plain = shutil.rmtree
+
+    def rmtree(path: Path) -> None:
+        if path.name == "step-00000001":
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        plain(path)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    for _ in range(2):
+        checkpoint._prune(tmp_path / "checkpoints", CheckpointConfig(keep=2), "step-00000005", 0)
+        found = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert found == ["step-00000001", "step-00000004", "step-00000005", "step-1.backup"]
+        assert "step-00000001: cannot be removed (Directory not empty)" in capsys.readouterr().err
+
+
+def test_what_only_looks_like_a_checkpoint(tmp_path: Path) -> None:
+    folder = checkpoint.step_folder(tmp_path, 1)
+    (folder / "optimizer").mkdir(parents=True)
+    write_json(folder / "state.json", {"step": 1, "later": True})
+    with pytest.raises(BadInput, match=r"state\.json: of another version"):
+        checkpoint.read_state(folder)
+    torch.save({"weight/param": torch.ones(2, 2)}, folder / "optimizer" / "state.safetensors")
+    with pytest.raises(BadInput, match="no safetensors file"):
+        checkpoint.load_parameters(torch.nn.Linear(2, 2), folder)
+    save_file({"weight/param": torch.ones(2, 2)}, folder / "optimizer" / "state.safetensors")
+    with pytest.raises(BadInput, match="differ from the recipe's, first weight/exp_avg"):
+        checkpoint.load_parameters(torch.nn.Linear(2, 2, bias=False), folder)
 
 
 FILES = (
@@ -145,12 +185,12 @@ def _slow_disk(rank: int) -> None:
             self.watchdog.steps, self.watchdog.least = 0.001, 1.0
         return state
 
-    def commit(gathered: Any, folder: Path, state: State, config: CheckpointConfig) -> None:
+    def commit(gathered: Any, folder: Path, state: State, config: CheckpointConfig, allowed: Any) -> None:
         for _ in range(STEPS // 2 + 2) if state.step == STEPS // 2 else ():
             assert steps.acquire(timeout=60)
         if state.step == STEPS:
             threading.Event().wait(2.5)
-        write(gathered, folder, state, config)
+        write(gathered, folder, state, config, allowed)
 
     Training.step, Training.advance, checkpoint.commit = step, advanced, commit  # type: ignore[method-assign]
 

@@ -24,7 +24,7 @@ from vlm.data.template import load_template
 from vlm.estimate import estimate, work_of
 from vlm.estimate.activations import build
 from vlm.estimate.memory import Zero, fit
-from vlm.estimate.rows import Lengths
+from vlm.estimate.rows import MeanSample
 from vlm.estimate.work import Parameters, count_parameters, flop_per_sample, recomputed_per_sample
 from vlm.model.adapter import trainable
 from vlm.model.assemble import Assembly
@@ -79,9 +79,9 @@ def test_mistral_7b_has_the_known_counts_and_flops() -> None:
     assert counts.linear["language_model"][1] == pytest.approx(2.62e6 * 16, rel=1e-3)
     assert counts.linear["lm_head"] == (32000 * 4096, 0)
     # a sample of the LLaVA mix: 870 tokens in one document, 576 of them an image; all visible to what follows
-    llava = Lengths(tokens=870, supervised=250, keys=870 * 870 / 2, images=1, read=1)
+    llava = MeanSample(tokens=870, supervised=250, keys=870 * 870 / 2, images=1, read=1)
     assert flop_per_sample(counts, llava, config) / 1e12 == pytest.approx(25.6, rel=0.01)
-    text_only = flop_per_sample(counts, Lengths(870, 250, 870 * 870 / 2, 0, 1), config)
+    text_only = flop_per_sample(counts, MeanSample(870, 250, 870 * 870 / 2, 0, 1), config)
     per_token = 4 * 6.98e9 + 6 * 41.9e6 + 6 * 32 * 4096 * 870 + 4 * 0.131e9 * 250 / 870
     assert text_only / 870 == pytest.approx(per_token, rel=1e-3)
     assert (flop_per_sample(counts, llava, config) - text_only) / 1e12 == pytest.approx(0.38 + 0.07, rel=0.03)

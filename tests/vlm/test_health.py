@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(stage: str, model: Path, russ
 def test_a_hung_rank_is_named_and_the_job_ends(model: Path, russian: Path, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     codes = run_ranks(_arguments(run, model, russian), log, _hang)
-    assert codes == [1, -signal.SIGKILL], log.read_text()[-3000:]
+    assert codes == [128 + signal.SIGABRT, -signal.SIGKILL], log.read_text()[-3000:]
     assert "the job hangs" in log.read_text() and "no stack from rank 1" in log.read_text()
     stack = (run / "logs" / "stack-rank-000.txt").read_text()
     assert "vlm/loop.py" in stack and "in all_reduce" in stack

@@ -27,7 +27,8 @@ HIDDEN, PATCH = 36, 36
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("linear")
     tower, language = write_tower("clip", folder / "tower"), write_language("llama-2", folder / "language")
-    assemble(tower, language, folder / "model", template="vicuna_v1", projector="linear")
+    new = {"new_language_texts": ["синий круг, красный квадрат"], "new_tokens": 4}
+    assemble(tower, language, folder / "model", template="vicuna_v1", projector="linear", **new)
     return folder
 
 

@@ -20,10 +20,11 @@ from vlm.data.batch import MicroBatch
 from vlm.data.cost import Cost
 from vlm.data.documents import IGNORE, Tokeniser
 from vlm.data.images import Pixels
-from vlm.data.loader import DataConfig, Loader, Source, Step
+from vlm.data.loader import DataConfig, Loader, Source
 from vlm.data.mixture import SetConfig
 from vlm.data.plan import Plan
-from vlm.data.skips import Skipped, Skips
+from vlm.data.skips import Skips
+from vlm.data.step import Skipped, Step
 from vlm.data.template import TEMPLATES
 from vlm.data.waits import Waits
 from vlm.model.adapter import AdapterConfig, trainable
@@ -219,7 +220,7 @@ def test_mixture_is_named_in_one_place_and_once(english: Path) -> None:
         with pytest.raises(BadInput, match=match):
             Corpus.open(train, mix)
     with pytest.raises(BadInput, match="twice"):
-        Corpus.open("", [entry, entry])
+        Corpus.open("", [entry, SetConfig(path=f"{english}/../{english.name}")])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -71,15 +71,18 @@ def _in_mid_step(rank: int) -> None:
     Engine.backward, checkpoint.commit = backward, commit  # type: ignore[method-assign]
 
 
-def _in_evaluation(rank: int) -> None:
-    """SIGUSR1 to rank 0 between two micro-batches of the held-out evaluation after step 2."""
+def _in_evaluation(rank: int, number: int = 1) -> None:
+    """SIGUSR1 to rank 0 between two micro-batches of the `number`-th held-out evaluation: after step 2 the first."""
     from vlm.heldout import Heldout
 
-    plain, asked = Heldout.loss, list[bool]()
+    plain, asked, begun = Heldout.loss, list[bool](), list[bool]()
 
     def loss(self: Heldout, engine: Any, rank: int, ranks: int, must_stop: Callable[[], bool]) -> float | None:
+        begun.append(True)
+
         def stop_at_second() -> bool:
-            asked.append(True)
+            if len(begun) == number:
+                asked.append(True)
             if rank == 0 and len(asked) == 2:
                 _raise_signal(signal.SIGUSR1)
             return must_stop()
@@ -99,6 +102,16 @@ def test_it_goes_on_to_the_bit(prepare: Prepare, stopped: int, train: Train, who
     assert [e["step"] for e in read_events(run) if e["event"] == "step"] == list(range(1, STEPS + 1))
     assert losses(run) == losses(whole) and _heldout(run) == _heldout(whole)
     assert _digests(run) == _digests(whole)
+
+
+def test_a_stop_in_the_last_evaluation_leaves_it_to_the_restart(train: Train, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(run, partial(_in_evaluation, number=2)) == [REQUEUE, REQUEUE], run.with_suffix(".log").read_text()
+    assert checkpoint.newest(run) == checkpoint.step_folder(run, STEPS) and len(_heldout(run)) == 1
+    assert train(run, None) == [0, 0], run.with_suffix(".log").read_text()[-3000:]
+    assert losses(run) == losses(whole) and _heldout(run) == _heldout(whole)
+    best = [(folder / "checkpoints" / "best").read_text() for folder in (run, whole)]
+    assert best == [f"step-{STEPS:08d}\n"] * 2
 
 
 def _heldout(run: Path) -> list[tuple[int, float]]:
@@ -126,7 +139,7 @@ def _at(place: str, rank: int) -> None:
 
 @pytest.mark.parametrize(
     ("place", "opened", "events"),
-    [("model_folder", False, []), ("load_model", True, []), ("Loader", True, ["start", "stop"])],
+    [("check_model", False, []), ("load_model", True, []), ("Loader", True, ["start", "stop"])],
 )
 def test_a_stop_while_it_starts(place: str, opened: bool, events: list[str], train: Train, tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -136,7 +149,8 @@ def test_a_stop_while_it_starts(place: str, opened: bool, events: list[str], tra
 
 
 def _soon_over(rank: int) -> None:
-    os.environ[deadline.VARIABLE] = str(int(time.time()) + 5)
+    # within the margin, and not so near that starting up takes longer
+    os.environ[deadline.VARIABLE] = str(int(time.time()) + 29)
 
 
 def test_it_saves_before_the_job_ends_without_a_signal(train: Train, tmp_path: Path) -> None:
@@ -160,3 +174,7 @@ def test_the_margin_follows_from_what_saves_and_steps_took(monkeypatch: pytest.M
     assert found.near()
     monkeypatch.delenv(deadline.VARIABLE)
     assert Deadline(10**9).end == float("inf")
+    # left over from a job that is gone, or garbage
+    for value in ("1", str(int(time.time()) - 5), "soon", "-1", "9" * 400, ""):
+        monkeypatch.setenv(deadline.VARIABLE, value)
+        assert Deadline(10**9).end == float("inf")

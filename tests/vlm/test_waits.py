@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from vlm.data.documents import silent
-from vlm.data.loader import DataConfig, Loader, Step
+from vlm.data.loader import DataConfig, Loader
 from vlm.data.plan import Plan
+from vlm.data.step import Step
 
 STEPS = 60
 

@@ -21,7 +21,7 @@ from vlm.data.images import Pixels, flip_shift
 from vlm.data.lengths import Lengths, cache_folder, check_lengths, lengths_of
 from vlm.data.mixture import Corpus, SetConfig
 from vlm.data.plan import Plan
-from vlm.data.skips import Skipped
+from vlm.data.step import Skipped, Step
 from vlm.data.waits import Waits
 
 
@@ -70,21 +70,6 @@ class DataConfig:
     def threads(self) -> int:
         """`workers`, chosen where it is 0."""
         return self.workers or min(4, cores())
-
-
-@dataclass(frozen=True)
-class Step:
-    """One rank's share of an optimizer step. `samples`, `tokens` and `supervised` are of the *global* batch.
-
-    `skipped` are this rank's until `Skips.agree` has made them, and what they take from the counts, everybody's.
-    """
-
-    index: int
-    micro_batches: list[MicroBatch]
-    samples: list[tuple[int, str]]
-    tokens: int
-    supervised: int
-    skipped: tuple[Skipped, ...] = ()
 
 
 class Source:

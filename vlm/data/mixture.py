@@ -50,9 +50,12 @@ class Corpus:
         if bool(train) == bool(mix):
             both = "both are given" if mix else "both are empty"
             raise BadInput(f"data.train, data.mix: {both}; name one folder in data.train or several in data.mix")
-        if len({entry.path for entry in mix}) != len(mix):
+        if len({Path(entry.path).resolve() for entry in mix}) != len(mix):
             raise BadInput("data.mix: a path stands there twice; raise its epochs or weight instead")
-        return cls([ShardDataset.open(Path(path)) for path in ([train] if train else [m.path for m in mix])], mix)
+        sets = [ShardDataset.open(Path(path)) for path in ([train] if train else [m.path for m in mix])]
+        if empty := next((each for each in sets if not len(each)), None):
+            raise BadInput(f"{empty.folder}: holds no sample; take it out of the recipe")
+        return cls(sets, mix)
 
     @property
     def digest(self) -> str:

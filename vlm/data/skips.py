@@ -1,28 +1,13 @@
 """Samples that could not be read: left out of their step on all ranks alike, counted, and not too many."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from shards.errors import BadInput
-
-if TYPE_CHECKING:
-    from vlm.data.loader import Step
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A sample left out: its `(epoch, key)` as in the step's samples, why (in words and as a BadInput's kind), and what
-    the step lost with it."""
-
-    sample: tuple[int, str]
-    reason: str
-    tokens: int
-    supervised: int
-    kind: str = "schema"
+from vlm.data.step import Skipped, Step
 
 
 class Skips:
@@ -35,7 +20,7 @@ class Skips:
     def __init__(self, share: float, samples: int, count: int = 0) -> None:
         self.limit, self.share, self.count = ceil(share * samples), share, count
 
-    def agree(self, step: "Step") -> "Step":
+    def agree(self, step: Step) -> Step:
         """The step as all ranks see it: `skipped` of all of them, and neither samples nor tokens of those left out.
 
         Every rank calls this once a step. Raises BadInput, on all ranks alike, when more than the limit are left out.

@@ -11,14 +11,14 @@ from vlm.config import Recipe
 from vlm.data.cost import Cost
 from vlm.data.images import Pixels
 from vlm.data.mixture import Corpus
-from vlm.data.plan import Plan
 from vlm.engine import CONFIGS, deepspeed_config
 from vlm.estimate.activations import build, peak
 from vlm.estimate.memory import Memory, Zero
-from vlm.estimate.rows import Documents, Lengths
+from vlm.estimate.rows import Documents, MeanSample
 from vlm.estimate.work import Parameters, count_parameters, flop_per_sample, recomputed_per_sample
+from vlm.inputs import plan_of, steps_of
 from vlm.model.assemble import Assembly
-from vlm.model.load import DTYPES
+from vlm.model.load import DTYPES, base_folder
 
 A100_TFLOPS = 312 * 0.4
 GPU_GIB = 80.0
@@ -36,7 +36,7 @@ class Estimate:
     checkpoint_blocks: int
     parameters: Parameters
     samples: int
-    lengths: Lengths
+    lengths: MeanSample
     steps: int
     tokens_per_step: float
     tflop_per_sample: float
@@ -96,15 +96,9 @@ def estimate(recipe: Recipe, ranks: int, tflops: float = A100_TFLOPS, gpu_gib: f
     if tflops <= 0 or gpu_gib <= 0:
         raise BadInput(f"--tflops {tflops:g}, --memory {gpu_gib:g}: must be above 0")
     setting = _Setting.of(recipe)
-    plan = Plan(
-        tuple(setting.dataset.shard_sizes),
-        recipe.data.batch_size,
-        recipe.optim.epochs,
-        recipe.seed,
-        parts=setting.dataset.parts,
-    )
-    steps = min(plan.steps, recipe.optim.max_steps or plan.steps)
-    samples = min(steps * recipe.data.batch_size, round(plan.total * recipe.optim.epochs))
+    plan = plan_of(recipe, setting.dataset, setting.folder)
+    steps = steps_of(recipe, plan)
+    samples = min(steps * recipe.data.batch_size, plan.samples)
     row_tokens, memory = setting.memory(ranks, gpu_gib)
     (tflop, recomputed), lengths = setting.work(), setting.documents.lengths()
     # a GPU's speed counts what it does, needed or not
@@ -152,11 +146,7 @@ class _Setting:
 
     @classmethod
     def of(cls, recipe: Recipe) -> "_Setting":
-        folder = Path(recipe.model.base)
-        if not recipe.model.base or not (folder / "config.json").exists():
-            raise BadInput(
-                f"model.base: {recipe.model.base or '(empty)'} is no model folder; make one with `vlm assemble`"
-            )
+        folder = base_folder(recipe.model)
         dataset = Corpus.open(recipe.data.train, recipe.data.mix)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = build(recipe, config, Assembly.read(folder))

@@ -11,20 +11,18 @@ from shards.sample import Sample
 from vlm.config import Recipe
 from vlm.data.cost import Cost
 from vlm.data.deal import deal
-from vlm.data.documents import Document, Tokeniser
+from vlm.data.documents import Document
 from vlm.data.images import Pixels
 from vlm.data.mixture import Corpus
-from vlm.data.template import load_template
-from vlm.model.adapters.prompts import PromptOptions
-from vlm.model.assemble import Assembly
-from vlm.model.load import load_tokenizer, sliding_window
+from vlm.inputs import tokeniser_of
+from vlm.model.load import sliding_window
 
 SAMPLES = 2000
 _STEPS = 16
 
 
 @dataclass(frozen=True)
-class Lengths:
+class MeanSample:
     """Means of a sample: tokens, supervised tokens, keys seen by all queries together, images."""
 
     tokens: float
@@ -45,28 +43,20 @@ class Documents:
     @classmethod
     def read(cls, recipe: Recipe, dataset: Corpus, folder: Path) -> "Documents":
         """At most `SAMPLES` of them. Raises BadInput where training would."""
-        assembly, pixels = Assembly.read(folder), Pixels.of(folder)
-        method = recipe.adapter.options()
-        tokeniser = Tokeniser(
-            load_tokenizer(folder),
-            load_template(recipe.data.template or assembly.template),
-            assembly.image_tokens,
-            recipe.data.turns,
-            recipe.data.max_length,
-        )
+        tokeniser, pixels = tokeniser_of(recipe, folder), Pixels.of(folder)
         count = min(len(dataset), SAMPLES)
         samples = (dataset.read(i * len(dataset) // count) for i in range(count))
         return cls(
             [tokeniser.document(sample, _views(sample, pixels)) for sample in samples],
-            method.virtual_tokens if isinstance(method, PromptOptions) else 0,
+            tokeniser.virtual_tokens,
             sliding_window(folder),
         )
 
-    def lengths(self) -> Lengths:
+    def lengths(self) -> MeanSample:
         """Means over the documents, virtual tokens included."""
         rows = [(len(d) + self.virtual, d.supervised, self._keys(d), d.images) for d in self.documents]
         tokens, supervised, keys, images = (float(mean) for mean in np.mean(rows, axis=0))
-        return Lengths(tokens, supervised, keys, images, len(rows))
+        return MeanSample(tokens, supervised, keys, images, len(rows))
 
     def longest(self) -> int:
         """Tokens of the longest document."""

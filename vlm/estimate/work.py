@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from vlm.estimate.rows import Lengths
+from vlm.estimate.rows import MeanSample
 from vlm.model.adapter import PROJECTOR
 
 _PARTS = ("language_model", "lm_head", "vision_tower", PROJECTOR)
@@ -69,7 +69,7 @@ def _products(module: nn.Module, config: Any) -> list[tuple[int, bool]]:
     return [(p.numel() * met // experts, p.requires_grad) for p in own]
 
 
-def flop_per_sample(parameters: Parameters, lengths: Lengths, config: Any) -> float:
+def flop_per_sample(parameters: Parameters, lengths: MeanSample, config: Any) -> float:
     """FLOPs of a mean sample, forward and backward, by the formula above, nothing computed twice."""
     n = parameters.linear
     language = lengths.tokens * (4 * n["language_model"][0] + 6 * n["language_model"][1])
@@ -80,7 +80,7 @@ def flop_per_sample(parameters: Parameters, lengths: Lengths, config: Any) -> fl
     return float(language + attention + head + lengths.images * (tower + projector))
 
 
-def recomputed_per_sample(parameters: Parameters, lengths: Lengths, config: Any, checkpoint_blocks: int) -> float:
+def recomputed_per_sample(parameters: Parameters, lengths: MeanSample, config: Any, checkpoint_blocks: int) -> float:
     """FLOPs of a mean sample that `model.checkpoint_blocks` computes a second time."""
     if not checkpoint_blocks:
         return 0.0

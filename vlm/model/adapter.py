@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +43,35 @@ MERGEABLE = ("LORA", "IA3")
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 
 
+class Leaves(Enum):
+    """What a training ends with: an adapter to merge, one that stays beside the base, or the model's own weights."""
+
+    MERGED = auto()
+    BESIDE = auto()
+    MODEL = auto()
+
+
 @dataclass(frozen=True)
 class Method:
-    """The options that a method takes, with its defaults, and what makes the module to train of a frozen model."""
+    """The options that a method takes, with its defaults, what makes the module to train of a frozen model, and what
+    is left of it."""
 
     options: type[Any]
     wrap: Callable[[LlavaForConditionalGeneration, Any, Assembly], nn.Module]
+    leaves: Leaves
 
 
 METHODS = {
-    "lora": Method(LoraOptions, lora),
-    "qlora": Method(QloraOptions, qlora),
-    "tokens": Method(TokensOptions, tokens),
-    "ia3": Method(Ia3Options, ia3),
-    "bottleneck": Method(BottleneckOptions, bottleneck),
-    "prompt": Method(PromptOptions, prompt),
-    "ptuning": Method(PtuningOptions, ptuning),
-    "prefix": Method(PrefixOptions, prefix),
-    "projector": Method(ProjectorOptions, projector),
-    "full": Method(FullOptions, full),
+    "lora": Method(LoraOptions, lora, Leaves.MERGED),
+    "qlora": Method(QloraOptions, qlora, Leaves.MERGED),
+    "tokens": Method(TokensOptions, tokens, Leaves.MERGED),
+    "ia3": Method(Ia3Options, ia3, Leaves.MERGED),
+    "bottleneck": Method(BottleneckOptions, bottleneck, Leaves.BESIDE),
+    "prompt": Method(PromptOptions, prompt, Leaves.BESIDE),
+    "ptuning": Method(PtuningOptions, ptuning, Leaves.BESIDE),
+    "prefix": Method(PrefixOptions, prefix, Leaves.BESIDE),
+    "projector": Method(ProjectorOptions, projector, Leaves.MODEL),
+    "full": Method(FullOptions, full, Leaves.MODEL),
 }
 
 
@@ -126,6 +137,11 @@ class AdapterConfig:
                 f"{', '.join(takes) or 'none'}); leave it out, or set it to {none} where it is inherited"
             )
         return kind(**given)
+
+    @property
+    def leaves(self) -> Leaves:
+        """What a training with this method ends with."""
+        return METHODS[self.method].leaves
 
     @property
     def quantises(self) -> bool:

@@ -34,11 +34,18 @@ class ModelConfig:
             raise BadInput(f"model.dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
 
 
-def model_folder(config: ModelConfig) -> Path:
-    """The base's folder, its digests checked. Raises BadInput when it is missing or damaged."""
+def base_folder(config: ModelConfig) -> Path:
+    """The base's folder. Raises BadInput when it is missing."""
     folder = Path(config.base)
     if not config.base or not (folder / "config.json").exists():
-        raise BadInput(f"model.base: {config.base or '(empty)'} is not a model folder; make one with `vlm assemble`")
+        named = config.base or "(empty)"
+        raise BadInput(f"model.base: {named} is not a model folder; make one with `vlm assemble` or `vlm demo`")
+    return folder
+
+
+def model_folder(config: ModelConfig) -> Path:
+    """The base's folder, its digests checked. Raises BadInput when it is missing or damaged."""
+    folder = base_folder(config)
     problems = verify_manifest(folder)
     if problems:
         raise BadInput(f"model.base: {folder} is damaged: {problems[0]}")
