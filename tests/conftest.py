@@ -1,12 +1,23 @@
 """The environment of every test, set before torch is imported, and the skips of tests that need a GPU."""
 
 import os
+import signal
+from collections.abc import Iterator
 
 import pytest
 
 os.environ.update(OMP_WAIT_POLICY="passive", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """A command run in this process listens to stop signals: a pool of a later test could not end its workers."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
