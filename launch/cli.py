@@ -15,7 +15,7 @@ from launch.options import GivenOnce, Json, Number, Out, Overrides, RecipeName, 
 from launch.scores import NamesTasks
 from launch.shards_cli import shards_app
 from shards.errors import BadInput, ServerFault, plain
-from vlm.stop import Fault, Requeue
+from vlm.stop import Fault, Requeue, room_on_disk
 from vlm.world import is_first
 
 # what an error's line has at most: names and texts of hostile files stand in it
@@ -284,7 +284,8 @@ def report(run_folder: Annotated[Path, typer.Argument(metavar="RUN")], as_json: 
     from vlm.report.stages import FAILED
 
     stages = ends(run_folder)
-    paths = write_report(run_folder, stages)
+    with room_on_disk(run_folder):
+        paths = write_report(run_folder, stages)
     why = [each.sentence for each in stages if each.state == FAILED]
     content = {"html": str(paths.page), "text": str(paths.project_report), "failed": why}
     show(content, as_json, "\n".join([*why, f"report: {paths.page}"]))

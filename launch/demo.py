@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -68,8 +69,16 @@ def _bind(demo: Demo, train_base: bool) -> None:
     """BadInput when the folder was begun with other data or another base: finished stages would stand for them."""
     path, wanted = demo.out / "demo.json", {"limit": demo.limit, "train_base": train_base}
     if path.exists() and (found := read_json(path)) != wanted:
-        raise BadInput(f"{demo.out}: was begun with {found}; choose another --out")
+        raise BadInput(f"{demo.out}: was begun {_options(path, found)}; begin likewise, or choose another --out")
     write_json(path, wanted)
+
+
+def _options(path: Path, begun: Any) -> str:
+    """The options of an earlier start."""
+    if not isinstance(begun, dict):
+        raise BadInput(f"{path}: not what `vlm demo` wrote; choose another --out")
+    limit = f"with --limit {begun.get('limit')}" if begun.get("limit") else "without --limit"
+    return f"{limit}, {'with' if begun.get('train_base') else 'without'} --train-base"
 
 
 def stages(demo: Demo, train_base: bool) -> list[Stage]:

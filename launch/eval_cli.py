@@ -1,5 +1,6 @@
 """`vlm eval`, and what is done with answers: `vlm score`, `compare`, `submit`, `flips`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,8 +10,11 @@ import typer
 from launch.options import Json, Overrides, RecipeName, quiet, show
 from launch.scores import comparison_lines, print_metrics, score_line
 from shards.errors import BadInput
+from shards.info import DATASET_FILE, read_info
+from vlm.stop import room_on_disk
 
 if TYPE_CHECKING:
+    from vlm.eval.config import EvalConfig
     from vlm.eval.run import Result
 
 Questions = Annotated[Path | None, typer.Option(help="Official file of questions, where it is apart.")]
@@ -40,10 +44,13 @@ def evaluate(
 
     loaded = load(recipe, overrides or [])
     begun("eval", Path(loaded.run))
+    from vlm.eval.folder import folder_of
     from vlm.eval.parts import Part
     from vlm.eval.run import evaluate as run_evaluation
 
-    with Progress("samples") as progress:
+    _warn(loaded.eval)
+    folder = folder_of(loaded.run, loaded.eval.name)
+    with room_on_disk(folder), Progress("samples") as progress:
         result = run_evaluation(loaded, Part.parse(part), progress.of)
     if result is None:
         line = f"part {part} done; whoever comes last makes the result"
@@ -61,6 +68,16 @@ def evaluate(
     if result.empty:
         print(f"vlm: {result.name}: {result.empty} of {result.n} answers are empty", file=sys.stderr)
     show(summary, as_json, _line(result))
+
+
+def _warn(config: "EvalConfig") -> None:
+    from vlm.eval.looks import other_source
+
+    # what is wrong with the folder the evaluation says
+    if (Path(config.data) / DATASET_FILE).is_file() and (
+        other := other_source(config.task, read_info(Path(config.data)))
+    ):
+        print(f"vlm: eval.task={config.task}, but {config.data} was read as {other}; is it meant?", file=sys.stderr)
 
 
 def _line(result: "Result") -> str:
@@ -88,7 +105,7 @@ def score(
 ) -> None:
     """Score prediction files, whoever made them. docs/evaluation.md tells what the files hold.
 
-    Example: vlm score exact runs/demo/eval/ru/predictions.jsonl --truth runs/demo/data/ru-test
+    Example: vlm score exact runs/demo/eval/ru-adapter/predictions.jsonl --truth runs/demo/data/ru-test
     """
     from dataclasses import asdict
 
@@ -104,7 +121,8 @@ def score(
     names = scorer_names(found, scorer or "")
     items, answers = read_truth(found, there, questions), read_predictions(found, given)
     results = {}
-    for outcome in (score_answers(found, items, answers, name) for name in names):
+    # all of them before the first is printed: one that cannot score ends the command
+    for outcome in [score_answers(found, items, answers, name, given) for name in names]:
         around = interval(outcome)
         results[outcome.scorer] = {
             "task": task, "score": outcome.score, "n": outcome.n, "metrics": outcome.metrics,
@@ -132,7 +150,7 @@ def compare(
 ) -> None:
     """Compare two runs on the same questions: McNemar's exact test, and an interval of the scores' difference.
 
-    Example: vlm compare runs/demo/eval/en-base runs/demo/eval/ru-back
+    Example: vlm compare runs/demo/eval/en-base runs/demo/eval/ru-adapter-back
 
     \b
     More:
@@ -142,6 +160,8 @@ def compare(
     from vlm.eval.score import read_truth
     from vlm.eval.tasks import find_task
 
+    if not task and (file := next((path for path in (a, b) if os.path.isfile(path)), None)):
+        raise BadInput(f"--task: missing; {file} is a file, whose answers are compared with --task and --truth")
     if not task:
         found = compare_folders(a, b, truth, scorer)
     elif truth is None:
@@ -164,7 +184,8 @@ def submit(
     """
     from vlm.eval.folder import submission
 
-    number = submission(folder, out, truth)
+    with room_on_disk(out):
+        number = submission(folder, out, truth)
     show({"file": str(out), "n": number}, as_json, f"{out}: {number} answers")
 
 
@@ -191,7 +212,8 @@ def flips(
 
     loaded = load(recipe, overrides or [])
     from vlm.eval.flips import flips as count
+    from vlm.eval.folder import folder_of
 
-    with Progress("samples") as progress:
+    with room_on_disk(folder_of(loaded.run, loaded.eval.name)), Progress("samples") as progress:
         found = count(loaded, questions, beside, progress.of)
     show(asdict(found), as_json, "\n".join(found.lines()))

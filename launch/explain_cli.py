@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launch.options import Json, Overrides, RecipeName, show
+from launch.options import Json, Overrides, RecipeName, quiet, show
 from shards.errors import BadInput, plain
+from vlm.stop import room_on_disk
 
 if TYPE_CHECKING:
     from vlm.config import Recipe
@@ -39,6 +40,7 @@ def explain(
     from launch.ranks import listen
 
     listen()
+    quiet()
     from launch.recipe import load
 
     loaded = load(recipe, overrides or [])
@@ -71,9 +73,10 @@ def _measure(loaded: "Recipe", recipe: str, overrides: list[str], setting: str) 
     from launch.recipe import load
     from vlm.eval.explain.measure import measure
     from vlm.eval.explain.trial import trial_name
+    from vlm.eval.folder import folder_of
 
     tried = load(recipe, [*overrides, setting, f"eval.name={trial_name(loaded.eval.name, setting)}"])
-    with Progress("samples") as progress:
+    with room_on_disk(folder_of(tried.run, tried.eval.name)), Progress("samples") as progress:
         return measure(loaded, tried, setting, progress.of)
 
 

@@ -51,8 +51,8 @@ def review(
 
     config = _config(overrides)
     asked = read_questions(questions, context, reference, answers, rules)
-    make_folder(out)
     with Judge(config) as judge, Progress("verdicts") as progress:
+        make_folder(out)
         found = judge_reviews(judge, asked, progress.of)
     _finish(write_reviews(out, judge, found, rules), as_json)
 
@@ -71,8 +71,8 @@ def grade(answers: Answers, out: Out, overrides: Overrides = None, truth: Truth 
 
     config = _config(overrides)
     rows = read_held_out(answers, truth)
-    make_folder(out)
     with Judge(config) as judge, Progress("verdicts") as progress:
+        make_folder(out)
         found = judge_grades(judge, rows, progress.of)
     _finish(write_grades(out, judge, found), as_json)
 
@@ -86,15 +86,16 @@ def ragas(answers: Answers, out: Out, overrides: Overrides = None, truth: Truth 
     from launch.progress import Progress
     from vlm.eval.judge.files import make_folder, write_scores
     from vlm.eval.judge.held_out import read_held_out
-    from vlm.eval.judge.ragas_scores import choose, score_rows
+    from vlm.eval.judge.ragas_scores import choose, makers, score_rows
     from vlm.eval.judge.verdicts import Judge
 
     config = _config(overrides)
     rows = read_held_out(answers, truth)
     names = choose(config, rows)
-    make_folder(out)
     with Judge(config) as judge, Progress("scores") as progress:
-        scores = score_rows(judge, rows, names, progress.of)
+        make = makers(judge, names)
+        make_folder(out)
+        scores = score_rows(judge, rows, make, progress.of)
     summary = write_scores(out, judge, rows, scores)
     lines = [_metric_line(name, each) for name, each in summary.metrics.items()]
     show(summary.to_json(), as_json, "\n".join(lines))

@@ -4,12 +4,13 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from shards.errors import BadInput, ServerFault
+from shards.extras import require
 from shards.server_config import ServerOptions
 
 # bad request, too large, unprocessable: the fault of one request, such as a filter's or too long a one's, or of all
@@ -71,21 +72,29 @@ class ChatServer:
         The key comes from the environment variable `key_env`; a server of one's own may need none.
         """
         keys = options.keys
-        try:
-            import openai
-        except ImportError as error:
-            raise BadInput("a server is asked through the package openai: pip install 'ruvlm[server]'") from error
+        require("openai", "server", "asking a server")
+        import openai
+
         if not options.model:
             raise BadInput(f"{keys.model} is empty; name the model as the server calls it")
-        limit = RateLimit(options.requests_per_minute)
+        limit, seconds = RateLimit(options.requests_per_minute), options.timeout_seconds
+
+        def sent(request: Any) -> None:
+            limit.wait()
+            request.extensions["deadline"] = time.monotonic() + seconds
+
+        def answered(response: Any) -> None:
+            response.stream = _in_time(response)
+
         self.url, self.model, self._keys = options.url, options.model, keys
         self._client: Any = openai.OpenAI(
             api_key=_key(options.key_env),
             base_url=_check(options.url, keys.url),
             max_retries=options.retries,
-            timeout=options.timeout_seconds,
+            # this one is of silence alone
+            timeout=seconds,
             # below the client, so that retries count too
-            http_client=openai.DefaultHttpxClient(event_hooks={"request": [lambda _: limit.wait()]}),
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [sent], "response": [answered]}),
         )
         self._probing, self._works = threading.Lock(), set[str]()
 
@@ -184,6 +193,30 @@ class ChatServer:
             raise ServerFault(f"{self.url}: the reply is no chat completion ({self._said(reply)})")
         content = content or ""
         return Reply(content, reason) if len(content) <= _LONGEST else Reply(content[:_LONGEST], CUT)
+
+
+def _in_time(response: Any) -> Any:
+    """The bytes of a reply, as long as they come before its request's deadline: a server may send some for ever."""
+    import openai
+
+    # of the client's own kind, which it insists on; whose that is depends on openai's version
+    kind: Any = type(response.stream)
+    stream, request = response.stream, response.request
+
+    class InTime(kind):
+        def __init__(self) -> None:
+            """Nothing is its own."""
+
+        def __iter__(self) -> Iterator[bytes]:
+            for piece in stream:
+                if time.monotonic() > request.extensions["deadline"]:
+                    raise openai.APITimeoutError(request)
+                yield piece
+
+        def close(self) -> None:
+            stream.close()
+
+    return InTime()
 
 
 def sound(text: str) -> str:

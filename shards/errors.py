@@ -1,5 +1,7 @@
 """The exceptions that end a command with one line: a mistake in what the user gave, a server that fails."""
 
+import difflib
+from collections.abc import Collection
 from typing import Literal
 
 Kind = Literal["schema", "text", "image-missing", "image", "limit", "duplicate"]
@@ -18,6 +20,12 @@ class BadInput(Exception):
 
 class ServerFault(Exception):
     """A server that we depend on failed in spite of all retries; the message is one clear line, what is done stays."""
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """What a message about the unknown `name` goes on with."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else f"; known: {', '.join(known)}"
 
 
 def plain(text: str, limit: int = 200) -> str:

@@ -1,5 +1,6 @@
 """Servers to test against: a small scripted one, and a real `transformers serve`."""
 
+import contextlib
 import json
 import os
 import socket
@@ -22,12 +23,14 @@ KEY = "sk-0123456789"
 
 @dataclass
 class Reply:
-    """What the scripted server answers; without a status it hangs up, while `hold` is unset it waits."""
+    """What the scripted server answers; without a status it hangs up, while `hold` is unset it waits. With `drip` it
+    sends a space now and then before the body, for four seconds or until nobody listens."""
 
     status: int = 200
     body: object = None
     headers: dict[str, str] = field(default_factory=dict)
     hold: threading.Event | None = None
+    drip: bool = False
 
 
 def completion(content: object, finish: str = "stop") -> Reply:
@@ -72,13 +75,18 @@ class Served:
             handler.close_connection = True
             return
         body = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
+        drips = 200 if reply.drip else 0
         handler.send_response(reply.status)
         for name, value in {
-            "content-type": "application/json", "content-length": str(len(body)), **reply.headers,
+            "content-type": "application/json", "content-length": str(drips + len(body)), **reply.headers,
         }.items():  # fmt: skip
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(body)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(drips):
+                handler.wfile.write(b" ")
+                threading.Event().wait(0.02)
+            handler.wfile.write(body)
 
     def count(self, text: str) -> int:
         return sum(asked(request) == text for request in self.requests)

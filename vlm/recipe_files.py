@@ -1,6 +1,5 @@
 """A recipe's YAML files and `key=value` texts, read but not yet checked: all this needs no torch."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from shards.errors import BadInput
+from shards.errors import BadInput, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RUN = "runs/run"
@@ -58,12 +57,6 @@ def dotlist(overrides: Sequence[str]) -> dict[str, Any]:
         raise BadInput(f"command line: {' '.join(str(error).split())}") from None
     assert isinstance(content, dict)
     return content  # type: ignore[return-value]
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """Words for a message about the unknown `name`."""
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]}?" if match else f"; known: {', '.join(known)}"
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,12 +1,16 @@
-"""A stop asked for by signal, agreed on by all ranks, obeyed after a checkpoint.
+"""What ends the work early: a stop asked for by signal, agreed on by all ranks, obeyed after a checkpoint; a fault.
 
 Slurm sends SIGUSR2 before the time limit (`--signal`; some sites SIGUSR1) and SIGTERM at preemption, not to every rank
 at the same moment, so ranks agree by a reduction at each micro-batch. Imports nothing heavy: a signal that comes while
 libraries still load must find its handler.
 """
 
+import errno
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
@@ -20,6 +24,17 @@ class Requeue(Exception):
 
 class Fault(Exception):
     """The work ended itself for a reason that a person must see to; the message is one clear line."""
+
+
+@contextmanager
+def room_on_disk(where: Path) -> Iterator[None]:
+    """Fault where what is written at `where` meets a full disk or quota; whoever writes leaves no half a file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Fault(f"{where}: {error.strerror}; make room and start the same command again") from error
 
 
 def listen() -> None:

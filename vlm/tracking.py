@@ -4,11 +4,11 @@ import os
 import secrets
 import sys
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from shards.errors import BadInput
+from shards.extras import require
 from shards.files import read_json, write_json
 from vlm.engine import EngineConfig
 
@@ -28,8 +28,8 @@ class Tracker(Protocol):
 def require_trackers(config: EngineConfig) -> None:
     """BadInput unless what `engine.tensorboard` and `engine.wandb` ask for is installed, and W&B has a key."""
     for name in EXTRAS:
-        if getattr(config, name) and find_spec(name) is None:
-            raise BadInput(f"engine.{name}: {name} is not installed; pip install ruvlm[{name}]")
+        if getattr(config, name):
+            require(name, name, f"engine.{name}")
     if config.wandb and _wandb_is_online():
         import wandb
 

@@ -1,6 +1,6 @@
 """Readers of raw sets, by name."""
 
-from shards.errors import BadInput
+from shards.errors import BadInput, nearest
 from shards.readers.alpaca import ALPACA
 from shards.readers.base import Draft, Reader, ReaderOptions
 from shards.readers.easy_vqa import EASY_VQA, EASY_VQA_CAPTIONS
@@ -46,7 +46,7 @@ READERS: dict[str, Reader] = {reader.name: reader for reader in _ALL}
 def find_reader(name: str) -> Reader:
     """The reader of that name, or BadInput."""
     if name not in READERS:
-        raise BadInput(f"--reader {name!r:.100}: unknown; choose {', '.join(READERS)}")
+        raise BadInput(f"--reader {name!r:.100}: unknown{nearest(name, READERS)}")
     return READERS[name]
 
 

@@ -78,8 +78,9 @@ class DatasetStat:
 
     def to_text(self) -> str:
         """One aligned line a figure."""
+        shards = "1 shard" if self.shards == 1 else f"{self.shards} shards"
         rows = [
-            ("dataset", f"{self.name} ({self.split}): {self.shards} shards, {self.bytes / 1e6:.1f} MB"),
+            ("dataset", f"{self.name} ({self.split}): {shards}, {self.bytes / 1e6:.1f} MB"),
             ("samples", f"{self.samples}, {self.text_only} without an image"),
             ("images", f"{self.images}, {self.image_bytes / 1e6:.1f} MB, {self.image_shapes.distinct_sizes} sizes"),
             ("questions", f"{self.questions}"),

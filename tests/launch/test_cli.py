@@ -62,23 +62,27 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     taken.mkdir()
     (taken / "thesis.tex").write_text("mine")
     out = tmp_path / "out"
+    begun = tmp_path / "begun"
+    (begun / "jobs").mkdir(parents=True)
+    (begun / "demo.json").write_text('{"limit": 40, "train_base": false}')
     assemble = ["assemble", "--vision", str(taken), "--language", str(taken), "--out", str(out)]
     cases = [
         (["shards", "build", "--reader", "jsonl", "--input", str(lines), "--out", str(out)], "same key 'same'"),
         (["shards", "build", "--reader", "easy-vqa", "--limit", "1", "--out", str(taken)], "holds something else"),
-        (["shards", "build", "--reader", "esy-vqa", "--out", str(out)], "easy-vqa"),
+        (["shards", "build", "--reader", "esy-vqa", "--out", str(out)], "did you mean easy-vqa?"),
         (["shards", "build", "--reader", "jsonl", "--input", "nowhere.jsonl", "--out", str(out)], "nowhere.jsonl"),
         (["shards", "verify", str(out)], "vlm shards build"),
         (["shards", "stat", str(out)], "vlm shards build"),
         (["translate", str(tmp_path / "none"), "--out", str(out), "memory=easy_vqa.en-ru"], "vlm shards build"),
         (["translate", str(tmp_path / "none"), "--out", str(out), "memry=x"], "did you mean memory"),
         (["demo", "--out", str(taken)], "holds something else"),
+        (["demo", "--out", str(begun)], "was begun with --limit 40, without --train-base; begin likewise, or choose"),
         (["demo", "--out", str(out), "optim.lrr=1"], "did you mean optim.lr"),
         (assemble, "no config.json"),
         ([*assemble, "--new-tokens", "3"], "together"),
         (["train", "demo", f"run={out}", "model.base=nowhere"], "model.base: nowhere"),
         (["eval", "demo", f"run={out}"], "eval.data: empty"),
-        (["score", "exactly", str(lines), "--truth", str(out)], "task 'exactly' is unknown; choose "),
+        (["score", "exactly", str(lines), "--truth", str(out)], "task 'exactly' is unknown; did you mean exact?"),
         (["merge", "demo", f"run={out}", "model.base=nowhere"], "model.base: nowhere"),
         (["report", str(out)], str(out)),
     ]

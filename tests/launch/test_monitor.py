@@ -1,10 +1,10 @@
 """`vlm monitor`: pages that escape what they show, nothing outside the folder, checkpoints verified on request."""
 
 import html
-import importlib.util
 import json
 import os
 import re
+import sys
 import threading
 import time
 import urllib.request
@@ -305,9 +305,7 @@ def test_a_folder_of_logs_that_is_not_there_is_bad_input(
 def test_missing_extra_is_named(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    present = importlib.util.find_spec
-    monkeypatch.setattr("launch.monitor.find_spec", lambda name: None if name == "uvicorn" else present(name))
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert vlm(["monitor", str(runs)]) == 2
-    assert (
-        "uvicorn is not installed; .venv/bin/pip install -c constraints.txt -e '.[monitor]'" in capsys.readouterr().err
-    )
+    told = 'vlm: vlm monitor needs uvicorn, which is not installed: pip install "ruvlm[monitor]"\n'
+    assert capsys.readouterr().err == told

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,14 @@ def test_an_interrupt_does_not_wait_for_the_server(serve: Callable[[Script], Ser
     _, stderr = child.communicate(timeout=5)  # the server holds its reply for ten seconds
     never.set()
     assert b"KeyboardInterrupt" in stderr
+
+
+def test_a_reply_that_drips_is_no_longer_waited_for_than_one_that_is_silent(
+    serve: Callable[[Script], Served],
+) -> None:
+    served = serve(lambda text, before: replace(completion("b"), drip=True))
+    with pytest.raises(ServerFault, match="timed out"):
+        engine(served.url, timeout_seconds=0.2, retries=0).translate(["a"])
 
 
 def test_timeouts_are_raised(serve: Callable[[Script], Served]) -> None:

@@ -72,7 +72,7 @@ def test_what_this_machine_lacks(
     for name in ("CC", "CXX"):
         monkeypatch.delenv(name, raising=False)
     for override, message in [
-        ("adapter.method=qlora", "adapter.method: qlora needs bitsandbytes; pip install"),
+        ("adapter.method=qlora", "adapter.method: qlora needs bitsandbytes, which is not installed: pip install"),
         ("model.compile_blocks=true", "model.compile_blocks: no compiler"),
     ]:
         assert vlm(arguments(model, russian, tmp_path / "run", override)) == 2

@@ -95,10 +95,16 @@ def test_compare_of_two_files(vlm: Callable[..., Told], english: Path, tmp_path:
     assert code == 0 and json.loads(out)["cells"]["only_a"] == 4 and json.loads(out)["score_a"] == 1
     code, _, told = vlm("compare", *files)
     assert code == 2 and told.startswith("vlm: --truth: missing")
+    told = vlm("compare", *files[:2])[2]
+    assert told == (f"vlm: --task: missing; {files[0]} is a file, whose answers are compared with --task and --truth\n")
     (tmp_path / "b").write_text("\n".join(map(json.dumps, rows[2:])))
     code, _, told = vlm("compare", *files, "--truth", english)
     first = ", ".join(row["question_id"] for row in rows[:2])
     assert code == 2 and f"b, beside {tmp_path / 'a'}: 2 of {len(rows)} ids have no prediction, first {first}\n" in told
+    # both lack what the truth has
+    (tmp_path / "a").write_text("\n".join(map(json.dumps, rows[2:])))
+    code, _, told = vlm("compare", *files, "--truth", english)
+    assert code == 2 and told.startswith(f"vlm: {tmp_path / 'a'}: 2 of {len(rows)} ids have no prediction")
 
 
 def test_what_does_not_compare_is_refused(

@@ -39,8 +39,12 @@ def result(tmp_path: Path) -> dict[str, Any]:
 
 
 def options(*indices: int) -> list[tuple[str, list[str], dict[str, Any]]]:
-    """Rows of MMBench with two options each."""
-    return [(f"question {i}?", ["A"], {"options": ["cat", "dog"], "index": i}) for i in indices]
+    """Rows of MMBench with two options each, which change places in a rotation."""
+    texts, turned = ["cat", "dog"], 10**6
+    return [
+        (f"question {i}?", ["B" if i > turned else "A"], {"options": texts[:: -1 if i > turned else 1], "index": i})
+        for i in indices
+    ]
 
 
 def adapter(folder: Path, alpha: int = 16) -> Path:

@@ -1,6 +1,8 @@
 """Evaluations explained: gains by scoring again and by asking again."""
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +12,11 @@ import pytest
 
 from launch.cli import run
 from shards.files import sha256_file
+from shards.prompts import prompts
 from shards.sample import Question
 from tests.vlm.told import eight, rotations, says
 from vlm.eval.explain import BenchmarkOptimizer, words
+from vlm.eval.explain.advice import Recommendation
 from vlm.eval.tasks import find_task, russian
 from vlm.report import write_report
 
@@ -118,6 +122,50 @@ def test_normalisation_is_measured_by_the_other_scorers(ask: Callable[..., int],
     assert all(each.interval and each.interval.low < 0.5 == each.score < each.interval.high for each in found.rescored)
     (advice,) = [each for each in found.recommendations if each.cause == "normalisation"]
     assert advice.settings == ("eval.scorer=official,lmms-eval,llava",)
+
+
+def test_only_what_can_be_done_here_is_advised(ask: Callable[..., int], tmp_path: Path) -> None:
+    data = eight(tmp_path / "data", lambda i: [Question(f"{i}", "что?", ("кот",), "kind")], "ru")
+    word = prompts()["word"]["ru"]
+
+    def advised() -> tuple[Recommendation, str]:
+        assert ask("explain", data, lambda q: "cat", f"eval.instruction={asked}") == 0
+        found = BenchmarkOptimizer.of(tmp_path / "run" / "eval" / "test").recommendations
+        write_report(tmp_path / "run")
+        (entry,) = json.loads((tmp_path / "run" / "error_analysis.json").read_text())["results"]
+        return found[0], entry["recommendations"][0]
+
+    asked = "none"
+    assert ask("eval", data, lambda q: "cat", f"eval.instruction={asked}") == 0
+    advice, said = advised()
+    assert advice.advice == "train on more dialogues in 'ru', or ask in that language"
+    assert said.endswith(f"or ask in that language (data.mix). Set eval.instruction={word}")
+    # asked so already
+    asked = word
+    shutil.rmtree(tmp_path / "run")
+    assert ask("eval", data, lambda q: "cat", f"eval.instruction={asked}") == 0
+    advice, said = advised()
+    assert advice.advice == "train on more dialogues in 'ru'" and said.endswith(" in 'ru' (data.mix).")
+
+
+def test_another_form_is_advised_where_it_can_be_asked_for(ask: Callable[..., int], tmp_path: Path) -> None:
+    data, told = eight(tmp_path / "data", rotations), []
+    for constrain in ("false", "true"):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        assert ask("eval", data, lambda q: "an animal", "eval.task=mmbench", f"eval.constrain={constrain}") == 0
+        (found,) = BenchmarkOptimizer.of(tmp_path / "run" / "eval" / "test").recommendations
+        told.append((found.advice, found.tries))
+    train = "train on questions with options"
+    assert told == [(f"admit letters only; {train}", ("eval.constrain=true",)), (train, ())]
+
+
+def test_libraries_are_told_to_be_quiet_before_they_are_imported(
+    ask: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    monkeypatch.delenv("TQDM_DISABLE")
+    assert ask("explain", tmp_path, lambda q: "A") == 2
+    assert os.environ["TQDM_DISABLE"] == "1"
 
 
 def test_questions_of_a_task_about_images_that_came_without_one(ask: Callable[..., int], tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from shards.dataset import ShardDataset
 from shards.errors import BadInput
 from shards.files import sha256_file
 from tests.eval_files import Told, evaluation, lines
+from tests.vlm.told import eight, rotations
 from vlm.eval.folder import EvaluationFolder
 
 
@@ -90,6 +92,30 @@ def test_answers_of_another_result_are_refused(english: Path, tmp_path: Path, vl
     reseal(c, [first, *rest])
     change(c, n=247)
     assert vlm("compare", a, c)[0] == 0
+
+
+def test_shards_of_a_name_too_long_are_gone(vlm: Callable[..., Told], english: Path, tmp_path: Path) -> None:
+    a, b = (
+        evaluation(tmp_path / name, english, dataset={"path": "x" * 5000, "digest": ShardDataset.open(english).digest})
+        for name in "ab"
+    )
+    code, out, told = vlm("compare", a, b)
+    assert (code, out, told.count("\n")) == (2, "", 1) and "say where with --truth" in told
+    assert vlm("compare", a, b, "--truth", english)[0] == 0
+    assert vlm("score", "exact", a / "predictions.jsonl", "--truth", "x" * 5000)[0] == 2
+
+
+def test_a_text_too_long_for_a_cell_is_not_cut(vlm: Callable[..., Told], tmp_path: Path) -> None:
+    pytest.importorskip("openpyxl")
+    folder = evaluation(tmp_path / "x", eight(tmp_path / "data", rotations), task="mmbench", scorer="official")
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    reseal(folder, [row | {"prediction": "A" * (32_768 if row["question_id"] == "3" else 32_767)} for row in rows])
+    code, _, told = vlm("submit", folder, "--out", tmp_path / "a.xlsx")
+    assert code == 2 and not (tmp_path / "a.xlsx").exists()
+    assert told == (
+        "vlm: index 3: column 'prediction': 32768 characters, a cell of .xlsx holds 32767; name a .tsv file\n"
+    )
+    assert vlm("submit", folder, "--out", tmp_path / "a.tsv")[0] == 0
 
 
 def test_submission_of_an_evaluation(vlm: Callable[..., Told], english: Path, tmp_path: Path) -> None:

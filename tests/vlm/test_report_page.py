@@ -20,6 +20,7 @@ from PIL import Image
 
 from shards.build import build
 from shards.dataset import ShardDataset
+from shards.files import sha256_file
 from shards.images import check_image
 from shards.readers import READERS, Draft, Reader, ReaderOptions
 from shards.sample import ImagePart, Message, Question, Sample, Text
@@ -89,6 +90,12 @@ def test_hostile_texts_are_inert_everywhere(run: Path, dataset: ShardDataset) ->
     write_events(
         run, [{"event": "start", "attention": HOSTILE, "steps": HOSTILE}, step(1), step(2) | {"loss": HOSTILE}]
     )
+    for name in ("new", "stale"):
+        trial = {"setting": HOSTILE, "n": 1, "before": 0, "after": 1, "gain": 1, "interval": None, "fixed": 1}
+        digest = sha256_file(run / "eval" / "a" / "predictions.jsonl") if name == "new" else ""
+        trial |= {"broken": 0, "p_value": 1, "answers": digest}
+        (run / "eval" / "a" / "try" / name).mkdir(parents=True)
+        (run / "eval" / "a" / "try" / name / "trial.json").write_text(json.dumps(trial))
     paths = write_report(run)
     page = Page(run)
     assert len(page.scripts) == 1 and "alert" not in page.scripts[0]

@@ -77,7 +77,9 @@ def test_several_scorers_at_once(vlm: Callable[..., Told], tmp_path: Path) -> No
     assert code == 0 and found["scorer"] == "official" and found["score"] == 0.75
     assert found["scorers"]["llava"]["score"] == pytest.approx(5 / 7)
     code, _, told = vlm("score", "llava-bench", path, "--scorer", "kind")
-    assert code == 2 and told == "vlm: scorer 'kind': llava-bench has official, llava\n"
+    assert code == 2 and told == "vlm: scorer 'kind': llava-bench has none of that name; known: official, llava\n"
+    code, _, told = vlm("score", "llava-bench", path, "--scorer", "oficial")
+    assert code == 2 and told.endswith("; did you mean official?\n")
 
 
 def test_one_file_may_hold_both(vlm: Callable[..., Told], english: Path, tmp_path: Path) -> None:
@@ -191,5 +193,7 @@ def test_the_page_lists_every_task_and_scorer() -> None:
 
 def test_find_task_names_the_tasks(vlm: Callable[..., Told]) -> None:
     code, _, told = vlm("score", "vqa", "x", "--truth", "y")
-    assert code == 2 and told.startswith("vlm: task 'vqa' is unknown; choose ") and "vqav2" in told
+    assert code == 2 and told == "vlm: task 'vqa' is unknown; did you mean vqav2?\n"
+    code, _, told = vlm("score", "whatever", "x", "--truth", "y")
+    assert code == 2 and told.startswith("vlm: task 'whatever' is unknown; known: ") and "vqav2" in told
     assert find_task("vqav2").name == "vqav2"

@@ -52,7 +52,8 @@ def test_an_answer_is_a_text_or_several(task: str, own: tuple[Path, Path], vlm: 
         ({"answers": 5}, "field 'answers': a text or a list of texts is wanted, not 5"),
         ({"answers": []}, "field 'answers': a text or a list"),
         ({"answers": ["a", 1]}, "field 'answers': a text or a list"),
-        ({"count": 5}, "field 'answers': a text or a list of texts is wanted, not None"),
+        ({"count": 5}, "field 'answers': a text or a list of texts is wanted, but it is missing"),
+        ({"answer": 5}, "field 'answer': a text or a list of texts is wanted, not 5"),
         ({"answers": "a", "type": 3}, "field 'type': a text is wanted, not 3"),
         ({"answers": "a", "image": [1]}, "field 'image': an id is wanted"),
         ({"answers": "a", "question": 1}, "field 'question': a text is wanted"),
@@ -110,6 +111,20 @@ def test_answers_that_are_all_empty(answer: str, ours: bool, own: tuple[Path, Pa
     assert "all 2 answers are empty" in refused("score", "exact", lines(answers, *rows), "--truth", truth)
 
 
+def test_answers_to_other_questions_are_named(own: tuple[Path, Path], refused: Refused) -> None:
+    truth, answers = own
+    rows = [{"question_id": i, "prediction": "yes", "key": "", "question": "", "answers": []} for i in (1, 3)]
+    wrong = "1 of 2 ids have no prediction, first 2; 1 of 2 ids are no questions of this set, first 3"
+    assert refused("score", "exact", lines(answers, *rows), "--truth", truth) == f"vlm: {answers}: {wrong}\n"
+    # what `vlm eval` wrote says its task
+    ours = lines(answers.with_name("predictions.jsonl"), *rows)
+    ours.with_name("result.json").write_text('{"task": "gqa"}')
+    told = refused("score", "exact", ours, "--truth", truth)
+    assert told == f"vlm: {ours}: {wrong}; the file looks like one of task gqa\n"
+    ours.with_name("result.json").write_text("[")
+    assert refused("score", "exact", ours, "--truth", truth) == f"vlm: {ours}: {wrong}\n"
+
+
 def test_one_empty_answer_is_an_answer(own: tuple[Path, Path], vlm: Callable[..., Told]) -> None:
     truth, answers = own
     lines(answers, {"question_id": 1, "prediction": ""}, {"question_id": 2, "prediction": "no"})
@@ -156,6 +171,7 @@ def test_scorers_that_are_no_names(scorer: str, own: tuple[Path, Path], refused:
         ("x.tsv", "index,question,A,B,answer\n1,?,a,b,A\n", "one column, 'index,question,A,B,answer'; a tab"),
         ("x.tsv", "index\tA\tA\n1\ta\tb\n", "two columns are named 'A'"),
         ("x.json", "{}", "a .tsv or .xlsx file is wanted, or for answers JSON lines in a .jsonl file"),
+        ("x.jsonl", '{"index": 1, "prediction": "A"}', "JSON lines are answers alone; name the official table"),
         ("x.tsv", None, "cannot be read (No such file or directory)"),
         ("x.json", None, "cannot be read (No such file or directory)"),
         ("x.xlsx", None, "cannot be read (No such file or directory)"),

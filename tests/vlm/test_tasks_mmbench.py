@@ -33,7 +33,8 @@ def _item(options: tuple[str, ...] = _OPTIONS, index: int = 0, answer: str = "A"
 
 
 def _rotated(question: int, right: str, **labels: str) -> list[Item]:
-    return [_item(_OPTIONS[:3], question + 10**6 * k, "ABC"[("ABC".index(right) - k) % 3], **labels) for k in range(3)]
+    options, answer = _OPTIONS[:3], "ABC".index(right)
+    return [_item(options[k:] + options[:k], question + 10**6 * k, "ABC"[(answer - k) % 3], **labels) for k in range(3)]
 
 
 def test_a_question_is_right_if_every_rotation_is() -> None:
@@ -73,6 +74,11 @@ def _row(index: int, answer: str = "A", prediction: str | None = None, **cells: 
     return row | cells | ({} if prediction is None else {"prediction": prediction})
 
 
+def _turned(question: int, answer: str = "B", prediction: str | None = None, **cells: str) -> dict[str, str]:
+    """The rotation of `_row`."""
+    return _row(10**6 + question, answer, prediction, **{"A": "dog", "B": "cat"} | cells)
+
+
 def _tsv(path: Path, rows: list[dict[str, str]]) -> Path:
     with open(path, "w", encoding="utf-8", newline="") as handle:
         names = [name for name in _HEADER if rows and name in rows[0]] or _HEADER
@@ -94,7 +100,7 @@ def _xlsx(path: Path, rows: list[dict[str, str]]) -> Path:
 
 @pytest.mark.parametrize("name", ["all.tsv", "all.xlsx"])
 def test_predictions_in_the_file_of_the_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    rows = [_row(5, "В", "dog"), _row(10**6 + 5, "A", "A"), _row(6, "A", "B"), _row(10**6 + 6, "B", "nan")]
+    rows = [_row(5, "В", "dog"), _turned(5, "A", "A"), _row(6, "A", "B"), _turned(6, "B", "nan")]
     path = (_tsv if name.endswith("tsv") else _xlsx)(tmp_path / name, rows)
     for command in ([str(path), "--truth", str(path)], ["--predictions", str(path), "--truth", str(path)]):
         assert run(["score", "mmbench", *command, "--json"]) == 0
@@ -123,7 +129,7 @@ def test_rows_that_borrow_a_picture_are_of_one_image(tmp_path: Path) -> None:
     assert {item.image for item in read_truth(MMBENCH, _tsv(tmp_path / "truth.tsv", rows))} == {"1"}
 
 
-_WHOLE = [_row(i + k * 10**6, prediction="A") for i in (1, 2, 3) for k in (0, 1)]
+_WHOLE = [row for i in (1, 2, 3) for row in (_row(i, prediction="A"), _turned(i, prediction="A"))]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +139,13 @@ _WHOLE = [_row(i + k * 10**6, prediction="A") for i in (1, 2, 3) for k in (0, 1)
         ([*_WHOLE[:2], *_WHOLE[3:]], "1 main rows and 0 rotations are missing, first index 2"),
         ([_WHOLE[1], _WHOLE[3], _WHOLE[4]], "2 main rows and 1 rotations are missing, first index 1, 2, 1000003"),
         (
-            [_row(1, prediction="A"), _row(2 * 10**6 + 1, prediction="A")],
+            [_row(1, prediction="A"), _turned(10**6 + 1, prediction="A")],
             "1 rotations are missing, first index 1000001",
+        ),
+        (
+            [*_WHOLE, _row(4), _row(10**6 + 4, prediction="A"), _row(5), _turned(5, A="cow"), _row(6), _turned(6, "A")],
+            "3 rows are no rotations of their question (other options, another right one, or the same order), first "
+            "index 1000004, 1000005, 1000006",
         ),
         ([*_WHOLE, _WHOLE[0]], "1 ids occur more than once, first 1"),
         ([], "holds no rows"),
@@ -187,7 +198,7 @@ def test_an_option_that_stays_last_has_no_rotation() -> None:
     none = "None of these"
     turns = [("a", "b", "c", none), ("c", "a", "b", none), ("b", "c", "a", none)]
     fixed = [_item(options, 7 + 10**6 * k, "D") for k, options in enumerate(turns)]
-    whole = [_item(_OPTIONS[k:] + _OPTIONS[:k], 8 + 10**6 * k) for k in range(4)]
+    whole = [_item(_OPTIONS[k:] + _OPTIONS[:k], 8 + 10**6 * k, "ADCB"[k]) for k in range(4)]
     MMBENCH.check([*fixed, *whole])
     MMBENCH.check([*fixed[:1], *whole[:1]])
     for lacking, first in ((whole[:3], "3000008"), (whole[1:], "8; "), ([whole[0], *whole[2:]], "1000008")):
@@ -199,7 +210,7 @@ def test_an_option_that_stays_last_has_no_rotation() -> None:
 
 def test_an_index_far_away_makes_no_millions_of_rotations() -> None:
     with pytest.raises(BadInput, match="0 main rows and 2 rotations are missing, first index 1000001, 1000002"):
-        MMBENCH.check([_item(("a", "b"), 1), _item(("a", "b"), 10**12 - 10**6 + 1), _item(("a", "b"), 2)])
+        MMBENCH.check([_item(("a", "b"), 1), _item(("b", "a"), 10**12 - 10**6 + 1, "B"), _item(("a", "b"), 2)])
 
 
 @pytest.mark.parametrize("name", ["out.tsv", "out.xlsx"])
@@ -231,7 +242,7 @@ def test_shards_and_the_table_give_one_score_and_interval(tmp_path: Path) -> Non
         picture = base64.b64encode(png.getvalue()).decode()
         rows += [_row(number, image=picture), _row(10**6 + number, "B", A="dog", B="cat", image=str(number))]
     # a question about another one's picture
-    rows += [_row(9, image="1"), _row(10**6 + 9, "B", image="1")]
+    rows += [_row(9, image="1"), _turned(9, image="1")]
     table = _tsv(tmp_path / "dev.tsv", rows)
     build(find_reader("mmbench"), ReaderOptions(input=table, split="dev"), tmp_path / "shards")
     answers = {str(k * 10**6 + i): "AB"[k if i % 2 else 0] for i in (1, 2, 3, 4, 5, 9) for k in (0, 1)}

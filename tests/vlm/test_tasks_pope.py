@@ -242,7 +242,7 @@ def test_shards_keep_the_label_untranslated() -> None:
             "2 of 3 questions have no field 'category', first 1, 3",
         ),
         ([_label(1, "maybe")], [_answer(1)], "truth.jsonl:1: field 'label': 'maybe' is neither yes nor no"),
-        ([_label(1)], [{"question_id": 1, "text": None}], "field 'text': a text is wanted, not None"),
+        ([_label(1)], [{"question_id": 1, "text": None}], "field 'text': a text is wanted, not null"),
         ([_label(1)], [{"question_id": 1, "answer": "yes"}], "field 'prediction': a text is wanted"),
         ([{"index": 1, "question": "q", "A": "a", "B": "b"}], [_answer(1)], "field 'question_id'"),
         (

@@ -49,7 +49,7 @@ def test_vizwiz(
             "question": "What?",
             "answers": [{"answer": answer, "answer_confidence": "yes"} for answer in answers],
             "answer_type": kind,
-            "answerable": answerable,
+            "answerable": answerable if kind == "unanswerable" else str(answerable),
         }
         for image, kind, answerable, answers, _ in _VIZWIZ
     ]
@@ -61,6 +61,16 @@ def test_vizwiz(
     assert metrics["perAnswerType"] == by_type
     # 2 unanswerable of 5; 2 said so, 1 rightly: precision and recall 1/2, and all 5 at a base rate of 2/5
     assert metrics["unanswerability"] == {"f1_score": f1, "average_precision": 45.0}
+
+
+def test_answerable_is_0_or_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"image": "a", "question": "?", "answers": [{"answer": "x"}], "answer_type": "other", "answerable": "no"}
+    results = _write(tmp_path / "results.json", [{"image": "a", "answer": "x"}])
+    truth = _write(tmp_path / "val.json", [row])
+    assert run(["score", "vizwiz", str(results), "--truth", str(truth)]) == 2
+    assert "entry 0: field 'answerable': 0 or 1 is wanted, not 'no'" in capsys.readouterr().err
+    _write(truth, [{name: value for name, value in row.items() if name != "answerable"}])
+    assert run(["score", "vizwiz", str(results), "--truth", str(truth)]) == 0
 
 
 def test_vizwiz_takes_no_file_of_vqav2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

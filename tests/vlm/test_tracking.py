@@ -88,9 +88,9 @@ def test_tensorboard_gets_the_same_scalars(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("vlm.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("shards.extras.find_spec", lambda name: None)
     for name in ("tensorboard", "wandb"):
-        with pytest.raises(BadInput, match=rf"engine.{name}: {name} is not installed; pip install ruvlm\[{name}\]"):
+        with pytest.raises(BadInput, match=rf'engine.{name} needs {name}, .*: pip install "ruvlm\[{name}\]"'):
             require_trackers(EngineConfig(**{name: True}))
     Board(EngineConfig(), "saiga", tmp_path, 0, {}).write(1, FIGURES)
     assert not list(tmp_path.iterdir())

@@ -189,7 +189,9 @@ def answer(work: Work, part: Part, progress: Progress | None = None) -> bool:
     settings, or another process answers the part.
     """
     folder = work.folder
-    # what cannot be scored is not answered, nor is the folder bound to it
+    # what cannot be answered or scored is not begun, nor is the folder bound to it
+    if not (folder / SETTINGS).exists():
+        work.kind.check(work.recipe)
     if work.asking.checks:
         work.asking.check(work.samples)
     with alone(folder):

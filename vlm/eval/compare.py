@@ -102,7 +102,7 @@ def compare_files(task: Task, files: Sequence[Path], truth: Sequence[Item], scor
     """Two files of answers to the questions `truth`, the second against the first."""
     one, other = (read_predictions(task, [path]) for path in files)
     check_same_ids(f"{files[1]}, beside {files[0]}", other, one)
-    return compare_answers(task, truth, one, other, scorer)
+    return compare(score(task, truth, one, scorer, files[:1]), score(task, truth, other, scorer, files[1:]))
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -4,6 +4,7 @@ import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm.config import Recipe
 from vlm.eval.asking import Asking
@@ -11,21 +12,36 @@ from vlm.eval.config import QUANTISED
 from vlm.eval.engine import Engine
 from vlm.eval.memory import Peak
 
+if TYPE_CHECKING:
+    from shards.chat import ChatServer
+
 
 @dataclass(frozen=True)
 class Kind:
     """How an engine is made, of a recipe and its adapter's folder, and what it is like.
 
+    `check` raises BadInput for what can be told before: no weight is read, nothing is asked.
     `apart`: an answer does not depend on the questions that are answered with it. `chunk` is how many questions are
     answered between two writes of the journal, `peak_memory` what this process has needed so far, where it is known.
     `local`: the model's files are here.
     """
 
     make: Callable[[Recipe, Asking, Path | None], Engine]
+    check: Callable[[Recipe], None]
     apart: bool
     chunk: Callable[[Recipe], int]
     peak_memory: Callable[[], Peak | None]
     local: bool
+
+
+def _check_hf(recipe: Recipe) -> None:
+    from vlm.model.adapters.quantised import require_bitsandbytes
+    from vlm.model.assemble import Assembly
+    from vlm.model.load import base_folder
+
+    if recipe.eval.quantize == QUANTISED:
+        require_bitsandbytes(f"eval.quantize: {QUANTISED}")
+    Assembly.read(base_folder(recipe.model)).chat(recipe.data.template)
 
 
 def _hf(recipe: Recipe, asking: Asking, adapter: Path | None) -> Engine:
@@ -39,6 +55,7 @@ def _hf(recipe: Recipe, asking: Asking, adapter: Path | None) -> Engine:
     from vlm.model.assemble import Assembly
     from vlm.model.load import load_model, load_tokenizer, model_folder
 
+    _check_hf(recipe)
     folder = model_folder(recipe.model)
     if recipe.engine.threads:
         torch.set_num_threads(recipe.engine.threads)
@@ -65,18 +82,25 @@ def _hf_peak() -> Peak:
     return Peak(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def _server(recipe: Recipe, asking: Asking, adapter: Path | None) -> Engine:
+def _chat(recipe: Recipe) -> "ChatServer":
     from shards.chat import ChatServer
+
+    return ChatServer(recipe.eval.server_options("eval"))
+
+
+def _check_server(recipe: Recipe) -> None:
+    _chat(recipe)
+
+
+def _server(recipe: Recipe, asking: Asking, adapter: Path | None) -> Engine:
     from vlm.eval.server import ServerEngine
 
     config = recipe.eval
-    return ServerEngine(
-        ChatServer(config.server_options("eval")), asking.max_new_tokens, config.decoding, config.concurrency
-    )
+    return ServerEngine(_chat(recipe), asking.max_new_tokens, config.decoding, config.concurrency)
 
 
 KINDS = {
-    "hf": Kind(_hf, False, lambda recipe: 2 * recipe.eval.batch_size, _hf_peak, local=True),
+    "hf": Kind(_hf, _check_hf, False, lambda recipe: 2 * recipe.eval.batch_size, _hf_peak, local=True),
     # so that a kill loses little that was paid for
-    "server": Kind(_server, True, lambda recipe: 64, lambda: None, local=False),
+    "server": Kind(_server, _check_server, True, lambda recipe: 64, lambda: None, local=False),
 }

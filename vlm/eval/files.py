@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +126,18 @@ def _object(place: str, content: Any) -> Placed:
     return place, content
 
 
+def unwanted(fields: Mapping[str, Any], name: str) -> str:
+    """What a message says stands where something else is wanted."""
+    if name not in fields:
+        return "but it is missing"
+    return "not null" if fields[name] is None else f"not {fields[name]!r:.50}"
+
+
 def text(placed: Placed, name: str) -> str:
     """A text field; BadInput where it is missing or something else."""
     place, fields = placed
     if not isinstance(fields.get(name), str):
-        raise BadInput(f"{place}: field {name!r}: a text is wanted, not {fields.get(name)!r:.50}")
+        raise BadInput(f"{place}: field {name!r}: a text is wanted, {unwanted(fields, name)}")
     return str(fields[name])
 
 
@@ -147,7 +154,7 @@ def identity(placed: Placed, name: str) -> str:
         return value
     if type(value) is int:
         return str(value)
-    raise BadInput(f"{place}: field {name!r}: an id is wanted, not {value!r:.50}")
+    raise BadInput(f"{place}: field {name!r}: an id is wanted, {unwanted(fields, name)}")
 
 
 def by_id(path: Path, rows: Iterable[Placed], ident: Callable[[Placed], str]) -> dict[str, Placed]:

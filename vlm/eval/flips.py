@@ -79,6 +79,7 @@ def flips(
         raise BadInput("eval.engine: a server's answers are not batched here; flips are counted with eval.engine=hf")
     work = Work.of(recipe, questions_of(recipe))
     dataset, asking, adapter = work.dataset, work.asking, work.adapter
+    work.kind.check(recipe)
     samples = [dataset.read(i) for i in _spread(work.counts, questions)]
     prompts = [asking.prompts(sample.questions) for sample in samples]
     choices = asking.choices(samples)

@@ -1,5 +1,6 @@
 """RUN/eval/NAME read again: the one reader of what an evaluation left."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shards.dataset import ShardDataset
-from shards.errors import BadInput
+from shards.errors import BadInput, plain
 from shards.files import check_plain_file, read_json, sha256_file
 from vlm.eval.files import Placed, by_id, identity, json_lines, optional_text, text
 from vlm.eval.parts import Row
@@ -119,8 +120,10 @@ class EvaluationFolder:
     def dataset(self, truth: Path | None = None) -> ShardDataset:
         """The questions' shards, where they were then or in `truth`; BadInput where they are gone, or have changed."""
         folder = truth or Path(self.data)
-        if not folder.is_dir():
-            raise BadInput(f"{self.folder}: its questions are no longer in {folder}; say where with --truth")
+        # Path.is_dir raises for a name that is too long
+        if not os.path.isdir(folder):
+            at = plain(str(folder))
+            raise BadInput(f"{self.folder}: its questions are no longer in {at}; say where with --truth")
         dataset = open_shards(folder)
         if dataset.digest != self.digest:
             raise BadInput(f"{folder}: other questions than those of {self.folder}; name theirs with --truth")

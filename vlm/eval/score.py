@@ -1,5 +1,6 @@
 """Score prediction files, whoever made them."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ def one_file(task: Task, truth: Path | None, predictions: Sequence[Path]) -> tup
 
 def read_truth(task: Task, truth: Path, questions: Path | None = None) -> list[Item]:
     """Items of the official files, or of a folder of shards; BadInput says which task the file looks like."""
-    shards = truth.is_dir() and not (task.folder and not (truth / DATASET_FILE).exists())
+    shards = os.path.isdir(truth) and not (task.folder and not (truth / DATASET_FILE).exists())
     if questions is not None and (shards or not task.questions):
         where = "a folder of shards" if shards else f"the file of --truth, for task {task.name},"
         raise BadInput(f"--questions {questions}: {where} holds the questions; leave it out")
@@ -92,8 +93,13 @@ def read_predictions(task: Task, paths: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def score(task: Task, items: Sequence[Item], predictions: Mapping[str, str], scorer: str = "") -> Outcome:
-    """What a scorer of the task, the default one where none is named, says; BadInput where the ids do not match."""
+def score(
+    task: Task, items: Sequence[Item], predictions: Mapping[str, str], scorer: str = "", files: Sequence[Path] = ()
+) -> Outcome:
+    """What a scorer of the task, the default one where none is named, says.
+
+    BadInput, naming the `files` that the predictions are from, where the ids do not match.
+    """
     name, judge = task.scorer(scorer)
     if task.align:
         predictions = task.align(items, predictions)
@@ -101,7 +107,9 @@ def score(task: Task, items: Sequence[Item], predictions: Mapping[str, str], sco
     if not counted:
         raise BadInput(f"task {task.name}: none of the {len(items)} questions counts")
     free = {item.question_id: "" for item in items if not task.counts(item)}
-    check_same_ids("predictions", free | dict(predictions), {item.question_id: None for item in items})
+    where = ", ".join(map(str, files)) or "predictions"
+    check = partial(check_same_ids, where, free | dict(predictions), {item.question_id: None for item in items})
+    _read(task, files[0], check) if files else check()
     task.check(counted, name)
     return judge(counted, predictions)
 

@@ -12,6 +12,7 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from shards.errors import BadInput
+from shards.extras import require
 from shards.files import check_plain_file
 
 # of the file, and of what it holds unpacked; the largest table of answers has 20,000 rows, and a tenth of this
@@ -61,10 +62,9 @@ def _check_size(path: Path) -> None:
 @contextmanager
 def _sheet(path: Path, *, data_only: bool) -> Iterator[tuple[Iterator[Sequence[Any]], str]]:
     """Rows of cells of the first sheet, and its name."""
-    try:
-        from openpyxl import load_workbook  # type: ignore[import-untyped]
-    except ImportError:
-        raise BadInput(f"{path}: reading it needs openpyxl: pip install 'ruvlm[eval]'") from None
+    require("openpyxl", "eval", f"{path}: reading it")
+    from openpyxl import load_workbook  # type: ignore[import-untyped]
+
     # of what it does not support, such as the menus of a cell
     warnings.filterwarnings("ignore", module="openpyxl")
     with _reading(path):

@@ -4,7 +4,6 @@ import os
 import shutil
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -12,6 +11,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from shards.errors import BadInput
+from shards.extras import require
 
 LIGER_FAMILIES = {"gemma3_text": "geglu", "llama": "swiglu", "mistral": "swiglu", "mixtral": "swiglu"}
 """Families that Liger has kernels for, and its name of their gated MLP."""
@@ -53,8 +53,7 @@ def check_blocks(family: str, checkpoint_blocks: int, compile_blocks: bool, lige
         raise BadInput(f"model.liger: no kernels for {family}; they are for {', '.join(LIGER_FAMILIES)}")
     if not torch.cuda.is_available():
         raise BadInput("model.liger: its kernels need a CUDA GPU; set model.liger=false")
-    if find_spec("liger_kernel") is None:
-        raise BadInput("model.liger: not installed; pip install liger-kernel")
+    require("liger_kernel", "gpu", "model.liger")
 
 
 def _compiler() -> str | None:

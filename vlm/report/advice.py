@@ -22,9 +22,12 @@ def recommend(analysis: Analysis) -> list[str]:
 
 def sentence(each: Recommendation, n: int) -> str:
     """A recommendation of an evaluation with n questions."""
-    said = f"{_share(each.count, n)} {each.finding}, {points(each.at_most)} at most: {each.advice}. Set "
-    settings = clean("; ".join(each.settings), 400)
-    return said + settings + ("" if settings.endswith(".") else ".")
+    said = f"{_share(each.count, n)} {each.finding}, {points(each.at_most)} at most: {each.advice}"
+    # a key without a value is no advice of its own: it says where
+    keys = "; ".join(setting for setting in each.settings if "=" not in setting)
+    values = clean("; ".join(setting for setting in each.settings if "=" in setting), 400)
+    said += f" ({keys})." if keys else "."
+    return said if not values else f"{said} Set {values}" + ("" if values.endswith(".") else ".")
 
 
 def _share(number: int, n: int) -> str:

@@ -1,6 +1,7 @@
 """`vlm judge grade`: held-out answers against their references."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ def test_grades_against_a_truth_of_its_own(serve: Callable[[Script], Served], tm
     found = result(tmp_path)
     assert (len(served.requests), found["score"], found["interval"]) == (3, 0.1, None)
     assert found["agreement"]["repeats"] == {"questions": 1, "equal": 1.0, "alpha": None}
+
+
+def test_without_the_package_no_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    answers, server = held_out(tmp_path / "answers"), ["url=http://localhost:1/v1", "model=m"]
+    assert vlm(["judge", "grade", str(answers), "--out", str(tmp_path / "out"), *server]) == 2
+    told = 'vlm: asking a server needs openai, which is not installed: pip install "ruvlm[server]"\n'
+    assert capsys.readouterr() == ("", told) and not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_cannot_be_made_costs_nothing(

@@ -228,7 +228,7 @@ def test_ragas_is_optional(
     assert vlm(command(answers, served)) == 2
     err = capsys.readouterr().err
     assert "ragas cannot be imported" in err and "docs/judge.md" in err and err.count("\n") == 1
-    assert served.requests == []
+    assert served.requests == [] and not (tmp_path / "out").exists()
 
 
 def test_the_judges_key_goes_to_the_judge_alone() -> None:

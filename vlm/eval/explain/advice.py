@@ -47,11 +47,13 @@ def remedy(cause: str, evaluation: Evaluation) -> Remedy | None:
     return make(evaluation) if make else None
 
 
-def _format(advice: str, *settings: str) -> Callable[[Evaluation], Remedy]:
-    """The form of the answer is at fault: say it, or admit no other."""
+def _format(ask: str, admit: str, otherwise: str, *settings: str) -> Callable[[Evaluation], Remedy]:
+    """The form of the answer is at fault: say it or admit no other, where that is not done yet; and train."""
 
     def make(evaluation: Evaluation) -> Remedy:
-        tries = tuple(filter(None, (_constrain(evaluation), _instruction(evaluation))))
+        found = [(admit, _constrain(evaluation)), (ask, _instruction(evaluation))]
+        ways, tries = [way for way, setting in found if setting], tuple(setting for _, setting in found if setting)
+        advice = "; ".join(filter(None, (" or ".join(ways), otherwise)))
         return Remedy(advice, (*tries, *(settings or ("data.mix",))), tries)
 
     return make
@@ -70,17 +72,25 @@ def _cut(evaluation: Evaluation) -> Remedy:
 def _normalisation(evaluation: Evaluation) -> Remedy:
     own = evaluation.folder.scorer
     others = [name for name in evaluation.folder.task.scorers if name != own]
-    settings = (f"eval.scorer={own},{','.join(others)}",) if others else ("data.mix",)
-    return Remedy("say the other scorers' figures too; train on answers written as the right ones are", settings)
+    train = "train on answers written as the right ones are"
+    if not others:
+        return Remedy(train, ("data.mix",))
+    return Remedy(f"say the other scorers' figures too; {train}", (f"eval.scorer={own},{','.join(others)}",))
+
+
+def _refused(evaluation: Evaluation) -> Remedy:
+    train = "train on answers without refusals"
+    if evaluation.folder.result.get("model") != "server":
+        return Remedy(train, ("data.mix",))
+    return Remedy(f"take another model, or {train}", ("eval.model", "data.mix"))
 
 
 def _wrong_language(evaluation: Evaluation) -> Remedy:
-    tries = tuple(filter(None, (_instruction(evaluation), _constrain(evaluation))))
-    return Remedy(
-        f"train on more dialogues in {evaluation.folder.lang!r:.10}, or ask in that language",
-        (*tries, "data.mix"),
-        tries,
-    )
+    asking, admitting = _instruction(evaluation), _constrain(evaluation)
+    tries = tuple(filter(None, (asking, admitting)))
+    ways = (", or ask in that language" if asking else "") + (", or admit the task's answers only" if admitting else "")
+    advice = f"train on more dialogues in {evaluation.folder.lang!r:.10}{ways}"
+    return Remedy(advice, (*tries, "data.mix"), tries)
 
 
 def _can_ask_again(evaluation: Evaluation) -> bool:
@@ -116,23 +126,29 @@ _REMEDIES: dict[str, Callable[[Evaluation], Remedy]] = {
         *_TRANSLATION[::-1],
     ),
     "missing image": _data("build the shards with their images, and train on them", "eval.data", "data.train"),
-    "refused": _data("train on answers without refusals; with a server, take another model", "data.mix", "eval.model"),
+    "refused": _refused,
     "empty": _format(
-        "admit the task's answers only, look at the template's end of turn, or let answers be longer",
+        "say how to answer",
+        "admit the task's answers only",
+        "look at the template's end of turn, or let answers be longer",
         "data.template",
         "eval.max_new_tokens",
     ),
-    "letter missing": _format("ask for the letter, or admit letters only; train on questions with options"),
-    "text for letter": _format("ask for the letter, or admit letters only; train on questions with options"),
+    "letter missing": _format("ask for the letter", "admit letters only", "train on questions with options"),
+    "text for letter": _format("ask for the letter", "admit letters only", "train on questions with options"),
     "wrong language": _wrong_language,
     "yes-bias": _data("train on as many questions with no as with yes", "data.mix"),
     "no for yes": _data("train on as many questions with yes as with no", "data.mix"),
-    "long answer": _format("ask for a single word or phrase, or train on short answers"),
+    "long answer": _format(
+        "ask for a single word or phrase", "admit the task's answers only", "train on short answers"
+    ),
     "cut off": _cut,
     "normalisation": _normalisation,
     "synonym or inflection": _data("accept true synonyms, or train on the words that the answers use", "eval.scorer"),
     "partly right": _data("train on the wordings that most annotators use", "data.mix"),
-    "another kind": _format("train on more wordings of these questions, or admit their answers only"),
+    "another kind": _format(
+        "say how to answer", "admit the task's answers only", "train on more wordings of these questions"
+    ),
     "counting": _data("train on counting, at a higher resolution", "data.mix", "assemble --tiles"),
     "colour": _data("train on more colours, and the vision side with them", "data.mix", "optim.projector_lr"),
     "position": _data(

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.errors import BadInput
+from shards.errors import BadInput, plain
 from shards.files import read_json, sha256_file, write_json
 from vlm.eval.folder import ANSWERS
 
 FOLDER = "try"
 _FILE = "trial.json"
+_SETTING = 400
 KEYS = ("instruction", "constrain", "max_new_tokens", "temperature", "top_p", "votes", "beams", "quantize")
 
 
@@ -71,11 +72,13 @@ def _read(path: Path, now: str) -> Trial:
         stale = fields.pop("answers") != now
         around = fields["interval"]
         around = (float(around[0]), float(around[1])) if around else None
-        found = Trial(**{**fields, "interval": around, "stale": stale})
+        # printed in one line
+        setting = plain(" ".join(fields["setting"].split()), _SETTING)
+        found = Trial(**{**fields, "setting": setting, "interval": around, "stale": stale})
         # what is sorted and printed
         numbers = (found.n, found.before, found.after, found.gain, found.fixed, found.broken, found.p_value)
-        if not all(map(math.isfinite, numbers)) or not isinstance(found.setting, str):
+        if not all(map(math.isfinite, numbers)):
             raise ValueError
         return found
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError):
         raise BadInput(f"{path}: not a trial; remove its folder and run `vlm explain` again") from None

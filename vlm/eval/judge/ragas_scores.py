@@ -55,6 +55,8 @@ class Score:
 
 
 Scores = dict[str, list[Score]]
+# by metric, what makes it anew for a row: it counts how often it asked the same
+Makers = dict[str, Callable[[], Any]]
 
 
 def choose(config: JudgeConfig, rows: Sequence[HeldOut]) -> list[str]:
@@ -74,10 +76,9 @@ def choose(config: JudgeConfig, rows: Sequence[HeldOut]) -> list[str]:
     return chosen
 
 
-def score_rows(judge: Judge, rows: Sequence[HeldOut], names: Sequence[str], at: At | None = None) -> Scores:
-    """Metric → scores in the order of the rows; BadInput where ragas cannot be imported."""
-    make = _makers(judge, names)
-    places = [(name, number) for name in names for number in range(len(rows))]
+def score_rows(judge: Judge, rows: Sequence[HeldOut], make: Makers, at: At | None = None) -> Scores:
+    """Metric → scores in the order of the rows."""
+    places = [(name, number) for name in make for number in range(len(rows))]
     done: Counter[str] = Counter()
 
     def one(place: tuple[str, int]) -> Score:
@@ -89,7 +90,7 @@ def score_rows(judge: Judge, rows: Sequence[HeldOut], names: Sequence[str], at: 
         return found
 
     found = at_once(places, one, judge.config.concurrency)
-    return {name: [found[name, number] for number in range(len(rows))] for name in names}
+    return {name: [found[name, number] for number in range(len(rows))] for name in make}
 
 
 def lines(rows: Sequence[HeldOut], scores: Scores) -> Iterator[dict[str, Any]]:
@@ -148,8 +149,8 @@ def _score(metric: Metric, make: Callable[[], Any], row: HeldOut) -> Score:
     return Score(value) if math.isfinite(value) else Score(None, UNDEFINED)
 
 
-def _makers(judge: Judge, names: Sequence[str]) -> dict[str, Callable[[], Any]]:
-    """What makes each metric anew for a row: it counts how often it asked the same."""
+def makers(judge: Judge, names: Sequence[str]) -> Makers:
+    """Of the metrics that `choose` gave; BadInput where ragas cannot be imported."""
     # before the import, which reads it; ragas tells its makers who uses it otherwise
     os.environ["RAGAS_DO_NOT_TRACK"] = "true"
     try:

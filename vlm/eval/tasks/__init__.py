@@ -1,6 +1,6 @@
 """The tasks by name."""
 
-from shards.errors import BadInput
+from shards.errors import BadInput, nearest
 from vlm.eval.tasks.base import Task
 from vlm.eval.tasks.easy_vqa import EASY_VQA
 from vlm.eval.tasks.exact import EXACT
@@ -36,5 +36,5 @@ TASKS = {
 def find_task(name: str) -> Task:
     """The task of that name, or BadInput."""
     if name not in TASKS:
-        raise BadInput(f"task {name!r:.100} is unknown; choose {', '.join(sorted(TASKS))}")
+        raise BadInput(f"task {name!r:.100} is unknown{nearest(name, sorted(TASKS))}")
     return TASKS[name]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from shards.errors import BadInput
+from shards.errors import BadInput, nearest
 from shards.sample import Question
 from vlm.eval.tasks.groups import grouped
 
@@ -155,7 +155,7 @@ class Task:
         """Name and scorer, the default where `name` is empty; BadInput for one that the task does not have."""
         found = name or next(iter(self.scorers))
         if found not in self.scorers:
-            raise BadInput(f"scorer {name!r:.100}: {self.name} has {', '.join(self.scorers)}")
+            raise BadInput(f"scorer {name!r:.100}: {self.name} has none of that name{nearest(name, self.scorers)}")
         return found, self.scorers[found]
 
 

@@ -13,7 +13,7 @@ from vlm.eval.files import Placed, by_id, head, identity, json_file, json_lines,
 from vlm.eval.tasks.base import Item, Mark, Outcome, Scorer, Task, mean_outcome
 from vlm.eval.tasks.groups import grouped
 from vlm.eval.tasks.predictions import answers_reader, answers_writer
-from vlm.eval.tasks.russian import same_words, words
+from vlm.eval.tasks.russian import check_inflection, same_words, words
 from vlm.eval.tasks.vqa_accuracy import percent, percent_by
 
 # (prediction, true answer) → what was compared, and whether it is right
@@ -167,6 +167,11 @@ def _is_balanced(item: Item) -> bool:
     return item.details.get("isBalanced", True) is not False
 
 
+def _check_russian(items: Sequence[Item], scorer: str = "") -> None:
+    if scorer == "russian":
+        check_inflection()
+
+
 _SIGNS = (frozenset({"imageId", "answer", "types"}), frozenset({"questionId", "prediction"}))
 _SCORERS = {
     name: _scorer(name, match)
@@ -190,5 +195,6 @@ GQA_RU = Task(
     "word",
     submit=answers_writer("questionId", "prediction"),
     counts=_is_balanced,
+    check=_check_russian,
     signs=_SIGNS,
 )

@@ -37,14 +37,44 @@ def check_main_rows(items: Sequence[Item], scorer: str = "") -> None:
 
 
 def check_rotations(items: Sequence[Item], scorer: str = "") -> None:
-    """BadInput, naming the first indices, where main rows or rotations are missing and the scorer needs them."""
+    """BadInput, naming the first indices, where rows of a question are no rotations of each other, or where main rows
+    or rotations are missing and the scorer needs them."""
     check_main_rows(items)
+    if odd := _no_rotations(items):
+        raise BadInput(
+            f"mmbench: {len(odd)} rows are no rotations of their question (other options, another right one, or the "
+            f"same order), first index {first_ids(map(str, odd))}"
+        )
     if scorer != _LENIENT and (missing := missing_rows(items)):
         mains = sum(index < ROUND for index in missing)
         raise BadInput(
             f"mmbench: {mains} main rows and {len(missing) - mains} rotations are missing, first index "
             f"{first_ids(map(str, missing))}; get the whole file, or score what is there with scorer {_LENIENT}"
         )
+
+
+def _no_rotations(items: Sequence[Item]) -> list[int]:
+    """Indices of rows that are not the first row of their question with its options in an order of their own.
+
+    Any order is taken: in some questions of the official dev file the last option stays where it is. Of a translation
+    nothing is said: its rows may word an option differently.
+    """
+    first: dict[int, Item] = {}
+    orders: dict[int, set[tuple[str, ...]]] = defaultdict(set)
+    odd = []
+    for item in sorted((item for item in items if item.lang == "en"), key=_index):
+        question = _question(item)
+        main, seen = first.setdefault(question, item), orders[question]
+        same = sorted(item.options) == sorted(main.options) and _right(item) == _right(main)
+        if not same or (item.options in seen and len(set(item.options)) == len(item.options)):
+            odd.append(_index(item))
+        seen.add(item.options)
+    return odd
+
+
+def _right(item: Item) -> list[str]:
+    """Texts of the right options; none where they are not public."""
+    return [item.options[letters(item).index(letter)] for letter in item.answers]
 
 
 def missing_rows(items: Sequence[Item]) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import BadInput
+from shards.extras import require
 from shards.files import write_atomic
 from shards.mmbench import LABELS, LETTERS, answer_letter, is_nothing, option_letters, picture, row_index
 from vlm.eval.files import Placed, by_id, table
@@ -15,9 +16,14 @@ from vlm.eval.tasks.base import Item
 from vlm.eval.tasks.letters import letters
 from vlm.eval.tasks.predictions import answers_reader
 
+# a spreadsheet program's own limit; the library would cut the text
+_MOST_CELL = 32_767
+
 
 def read(lang: str, truth: Path, questions: Path | None = None) -> list[Item]:
     """Items of a .tsv or .xlsx file; rows without an answer, as in the test split, have none."""
+    if truth.suffix == ".jsonl":
+        raise BadInput(f"{truth}: JSON lines are answers alone; name the official table, .tsv or .xlsx, with --truth")
     return [_item(lang, placed) for placed in by_id(truth, table(truth), _index).values()]
 
 
@@ -101,12 +107,16 @@ def _row(item: Item, prediction: str, header: Sequence[str]) -> list[object]:
 
 
 def _workbook(rows: Sequence[Sequence[str]]) -> bytes:
-    try:
-        from openpyxl import Workbook  # type: ignore[import-untyped]
-        from openpyxl.cell import WriteOnlyCell  # type: ignore[import-untyped]
-        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE  # type: ignore[import-untyped]
-    except ImportError:
-        raise BadInput("writing .xlsx needs openpyxl: pip install 'ruvlm[eval]'; or name a .tsv file") from None
+    require("openpyxl", "eval", "an .xlsx file (a .tsv file does not)")
+    from openpyxl import Workbook  # type: ignore[import-untyped]
+    from openpyxl.cell import WriteOnlyCell  # type: ignore[import-untyped]
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE  # type: ignore[import-untyped]
+
+    for row in rows:
+        for name, text in zip(rows[0], row, strict=True):
+            if len(text) > _MOST_CELL:
+                where = f"index {row[0]}: column {name!r}"
+                raise BadInput(f"{where}: {len(text)} characters, a cell of .xlsx holds {_MOST_CELL}; name a .tsv file")
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
     for number, row in enumerate(rows):

@@ -4,7 +4,7 @@ import re
 from functools import cache, lru_cache
 from typing import Any
 
-from shards.errors import BadInput
+from shards.extras import require
 
 _WORD = re.compile(r"[^\W_]+")
 _COUNTED = (
@@ -18,6 +18,11 @@ _NUMBERS |= {"тридцать": "30", "сорок": "40", "пятьдесят":
 def words(answer: str) -> tuple[str, ...]:
     """Words and numbers in small letters, ё as е; whatever stands between them is gone."""
     return tuple(_WORD.findall(answer.casefold().replace("ё", "е")))
+
+
+def check_inflection() -> None:
+    """BadInput where forms of words cannot be told here."""
+    require("pymorphy3", "eval", "scorer russian: inflection")
 
 
 def same_words(one: str, other: str) -> bool:
@@ -40,8 +45,7 @@ def _lemmas(word: str) -> frozenset[str]:
 
 @cache
 def _analyser() -> Any:
-    try:
-        from pymorphy3 import MorphAnalyzer  # type: ignore[import-untyped]
-    except ImportError:
-        raise BadInput("scorer russian: inflection needs pymorphy3: pip install 'ruvlm[eval]'") from None
+    check_inflection()
+    from pymorphy3 import MorphAnalyzer  # type: ignore[import-untyped]
+
     return MorphAnalyzer(lang="ru")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from shards.errors import BadInput
-from vlm.eval.files import Placed, by_id, identity, json_lines, optional_text
+from vlm.eval.files import Placed, by_id, identity, json_lines, optional_text, unwanted
 from vlm.eval.tasks.base import Item, Mark, Outcome, Scorer, Task, breakdown, mean_outcome
 from vlm.eval.tasks.predictions import answers_reader
 
@@ -130,7 +130,8 @@ def _item(name: str, placed: Placed) -> Item:
     given = fields.get("answers", fields.get("answer"))
     answers = [given] if isinstance(given, str) else given
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
-        raise BadInput(f"{place}: field 'answers': a text or a list of texts is wanted, not {given!r:.50}")
+        name = "answer" if "answer" in fields and "answers" not in fields else "answers"
+        raise BadInput(f"{place}: field {name!r}: a text or a list of texts is wanted, {unwanted(fields, name)}")
     return Item(
         name,
         identity(placed, "image") if fields.get("image") is not None else name,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import BadInput
-from vlm.eval.files import Placed, by_id, first_ids, identity, json_file, objects, text
+from vlm.eval.files import Placed, by_id, first_ids, identity, json_file, objects, text, unwanted
 from vlm.eval.tasks.base import Item, Mark, Task
 from vlm.eval.tasks.predictions import answers_reader, answers_writer, number_if_it_is_one
 from vlm.eval.tasks.vqa_accuracy import (
@@ -62,9 +62,18 @@ def _read_vizwiz(truth: Path, questions: Path | None) -> list[Item]:
     items = []
     for name, placed in by_id(truth, objects(truth, json_file(truth)), partial(identity, name="image")).items():
         answer_type = text(placed, "answer_type")
-        details = {"answer_type": answer_type, "answerable": placed[1].get("answerable")}
+        details = {"answer_type": answer_type, "answerable": _answerable(placed)}
         items.append(Item(name, name, text(placed, "question"), _answers(placed), answer_type, details=details))
     return items
+
+
+def _answerable(placed: Placed) -> int | None:
+    """0 or 1, which tables may hold as a text; None where it is left out."""
+    place, fields = placed
+    value = fields.get("answerable")
+    if value is not None and str(value) not in ("0", "1"):
+        raise BadInput(f"{place}: field 'answerable': 0 or 1 is wanted, {unwanted(fields, 'answerable')}")
+    return None if value is None else int(value)
 
 
 def _read_textvqa(truth: Path, questions: Path | None) -> list[Item]:

@@ -8,10 +8,15 @@ and the dtype as compute dtype. Source: Dettmers et al., "QLoRA" (2023).
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from shards.errors import BadInput
+from shards.extras import require
 
 # a double-quantised weight: half a byte, a byte for each block of 64, a float32 for each 256 blocks
 BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+def require_bitsandbytes(key: str = "adapter.method: qlora") -> None:
+    """BadInput, naming the key of the recipe that asks for it, where bitsandbytes is missing."""
+    require("bitsandbytes", "gpu", key)
 
 
 def quantise(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
@@ -19,10 +24,9 @@ def quantise(model: LlavaForConditionalGeneration) -> LlavaForConditionalGenerat
 
     Weights without values (torch's meta device) stay as they are. Raises BadInput where bitsandbytes is missing.
     """
-    try:
-        import bitsandbytes
-    except ImportError:
-        raise BadInput("adapter.method: qlora needs bitsandbytes; pip install 'ruvlm[gpu]' or bitsandbytes") from None
+    require_bitsandbytes()
+    import bitsandbytes
+
     language = model.model.language_model
     linear = [(name, layer) for name, layer in language.named_modules() if isinstance(layer, nn.Linear)]
     for name, layer in linear:
