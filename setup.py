@@ -44,8 +44,12 @@ setup(
         "pillow>=11",
         "numpy>=2.0",
         "safetensors>=0.5",
+        # patterns of others' adapters, with a limit of time
+        "regex>=2024.5",
         "tokenizers>=0.22",
-        "huggingface-hub>=1.0",
+        "huggingface-hub>=2.0",
+        # the hub's package speaks through it, and raises its errors
+        "httpx2>=2.0",
         "pyyaml>=6.0",
         "jinja2>=3.1",
         "markupsafe>=2.1",

@@ -10,7 +10,9 @@ import typer
 from launch.eval_cli import compare, evaluate, flips, score, submit
 from launch.explain_cli import explain
 from launch.fence import guard
+from launch.handover_cli import handover_app
 from launch.judge_cli import judge_app
+from launch.merge_cli import merge
 from launch.options import GivenOnce, Json, Number, Out, Overrides, RecipeName, quiet, show
 from launch.scores import NamesTasks
 from launch.shards_cli import shards_app
@@ -33,6 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(shards_app, name="shards")
 app.add_typer(judge_app, name="judge")
+app.add_typer(handover_app, name="handover")
 
 
 def run(arguments: list[str]) -> int:
@@ -229,32 +232,7 @@ app.command("compare", cls=NamesTasks)(compare)
 app.command(cls=GivenOnce)(submit)
 app.command()(flips)
 app.command()(explain)
-
-
-@app.command()
-def merge(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write; RUN/merged by default.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Merge an adapter into its base and prove that the logits agree.
-
-    Example: vlm merge demo eval.adapter=latest eval.data=runs/demo/data/ru-test --out merged
-    """
-    quiet()
-    from launch.again import begun
-    from launch.recipe import load
-
-    loaded = load(recipe, overrides or [])
-    begun("merge", Path(loaded.run))
-    from dataclasses import asdict
-
-    from vlm.merge import merge as run_merge
-
-    folder = out or Path(loaded.run) / "merged"
-    proof = run_merge(loaded, folder)
-    show(asdict(proof), as_json, f"{folder}: logits agree to {proof.max_difference:.1e} on {proof.probes} samples")
+app.command(cls=GivenOnce)(merge)
 
 
 @app.command()

@@ -121,7 +121,7 @@ class ClusterConfig:
     """Environment variables of the commands, such as {NCCL_SOCKET_IFNAME: ib0}."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
     stages: dict[str, StageConfig] = field(default_factory=dict)
-    """Stages that ask for something else, such as {merge: {partition: cpu, mem_gb: 200}}."""
+    """Stages that ask for something else, such as {merge: {partition: cpu}}."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -143,7 +143,8 @@ class ClusterConfig:
         """What a stage asks for, without its GPUs."""
         own = self.stages.get(stage, StageConfig())
         given = {name: getattr(own, name) for name in ("partition", "time_minutes", "cpus_per_task", "mem_gb")}
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(self, **_MODEST.get(stage, {}) | given)
 
     def gpus(self, stage: str, default: int) -> int:
         """GPUs of a stage that by itself asks for `default`."""
@@ -151,6 +152,8 @@ class ClusterConfig:
         return default if own is None else own
 
 
+# a merge streams, however large a node the other stages ask for
+_MODEST = {"merge": {"cpus_per_task": 4, "mem_gb": 4}}
 # more than any cluster has: a slip of the pen must not have millions of jobs or tasks made
 _MOST_TASKS = 100_000
 _RANGES = {

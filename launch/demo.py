@@ -190,7 +190,7 @@ def _merge_stage(demo: Demo) -> Stage:
     arguments = demo.arguments(RECIPE, f"eval.data={demo.data / 'ru-test'}", "eval.adapter=latest")
 
     def standing() -> bool:
-        from vlm.merge import standing
+        from vlm.merge.run import standing
 
         return standing(load(*_split(arguments)), merged)
 

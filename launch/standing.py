@@ -75,6 +75,6 @@ def merge_stands(recipe: PipelineRecipe) -> bool:
     out = Path(recipe.run) / "merged"
     if not (out / "MANIFEST.json").exists():
         return False
-    from vlm.merge import standing
+    from vlm.merge.run import standing
 
     return standing(recipe, out)

@@ -30,7 +30,11 @@ def vlm(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """A command run in this process listens to stop signals: a pool of a later test could not end its workers."""
+    """A command run in this process listens to stop signals: a pool of a later test could not end its workers.
+
+    Of Ctrl-C nothing is heard in what a shell starts in the background, nor in its children.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     yield
     for number, handler in kept.items():

@@ -20,7 +20,7 @@ OVERRIDES = [
     "cluster.partition=gpu", "cluster.account=nlp", "cluster.qos=long", "cluster.constraint=a100&ib",
     "cluster.nodes=2", "cluster.gpus_per_node=8", "cluster.cpus_per_task=12", "cluster.mem_gb=0",
     "cluster.eval_parts=8", "cluster.sbatch={exclusive: '', reservation: spring}",
-    "cluster.stages={merge: {partition: cpu, mem_gb: 200, time_minutes: 120}}", "model.base=models/none",
+    "cluster.stages={merge: {partition: cpu, time_minutes: 120}}", "model.base=models/none",
 ]  # fmt: skip
 
 TRAIN_HEADER = """\
@@ -118,8 +118,9 @@ def test_dry_run_for_slurm(tmp_path: Path, data: str, capsys: pytest.CaptureFixt
     for text, golden in ((train, TRAIN_HEADER), (evaluation, EVAL_HEADER), (report, REPORT_HEADER)):
         quoted = re.sub(r"=(/\S+ run/\S+)", r"='\1'", golden.format(run=run))
         assert "".join(f"{line}\n" for line in sbatch_lines(text)) == quoted
-    # a stage of its own on a node without GPUs
-    assert "--partition=cpu\n" in merge and "--mem=200GB\n" in merge and "--time=120\n" in merge
+    # a stage of its own on a node without GPUs, which needs little, whatever the others ask for
+    assert "--partition=cpu\n" in merge and "--time=120\n" in merge
+    assert "--mem=4GB\n" in merge and "--cpus-per-task=4\n" in merge
     assert "gpus" not in "".join(sbatch_lines(merge)) and "afterok:JOB_OF_EVAL\n" in merge
     parts = [line for line in evaluation.splitlines() if line.startswith("vlm")]
     assert [line[-10:] for line in parts] == [f"--part {i}/8" for i in range(8)]
@@ -195,7 +196,8 @@ def test_submission_is_what_the_dry_run_shows(
         ]
         assert setup[0] == "trap : TERM USR1 USR2" and setup[-1].startswith("eval 'module load cuda/12.4' || { ")
         assert (len(setup) == 3 and "MASTER_PORT" in setup[1]) == (stage == "train")
-        assert " --kill-on-bad-exit=0 --wait=60 --cpus-per-task=12 " in command and "-m launch.job" in command
+        cores = 4 if stage == "merge" else 12
+        assert f" --kill-on-bad-exit=0 --wait=60 --cpus-per-task={cores} " in command and "-m launch.job" in command
         assert code == "code=$?" and end == 'exit "$code"'
         assert requeue.endswith(f'-m launch.cli requeue --stage {stage} "$code" {recipe}')
         assert (run / "jobs" / stage).stat().st_mode & 0o777 == 0o700

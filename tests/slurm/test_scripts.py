@@ -22,7 +22,7 @@ HEADERS = {
     "requeue output=logs/%x-%A-%a.out open-mode=append",
     "shards": "job-name=ruvlm-shards array=0 ntasks=1 cpus-per-task=32 mem=64G time=08:00:00 requeue "
     "output=logs/%x-%A-%a.out open-mode=append",
-    "merge": "job-name=ruvlm-merge ntasks=1 cpus-per-task=16 mem=128G time=02:00:00 requeue output=logs/%x-%j.out "
+    "merge": "job-name=ruvlm-merge ntasks=1 cpus-per-task=4 mem=4G time=02:00:00 requeue output=logs/%x-%j.out "
     "open-mode=append",
     "pipeline": "job-name=ruvlm-pipeline ntasks=1 cpus-per-task=1 mem=8G time=00:30:00 output=logs/%x-%j.out",
     "env": "",
@@ -131,6 +131,14 @@ def test_parts_follow_from_the_array(commands: Path) -> None:
             ["vlm", "requeue", "137", "--stage", "translate"],
         ],
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "recipe"), [(["r", "a=b c", "--out", "o"], ["r", "a=b c"]), (["run", "--base", "b", "--out", "o"], [])]
+)
+def test_a_merge_s_options_are_not_the_policy_s(commands: Path, given: list[str], recipe: list[str]) -> None:
+    expected = [["vlm", "merge", *given], ["vlm", "requeue", "137", "--stage", "merge", *recipe]]
+    assert script("merge", commands, *given, VLM_EXIT="137", **JOB) == (137, expected)
 
 
 def test_each_task_builds_its_line_of_the_sets(commands: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from launch.recipe import load
 from shards.dataset import ShardDataset
 from vlm.eval.parts import Part, read_rows
 from vlm.eval.run import evaluate
-from vlm.merge import merge
+from vlm.merge.run import merge_recipe
 from vlm.model.adapter import AdapterConfig, save_adapter, trainable
 from vlm.model.adapters.quantised import quantise
 from vlm.model.assemble import Assembly
@@ -48,7 +48,9 @@ def test_a_merged_folder_answers_as_its_base_with_the_adapter(
     model: Path, russian: Path, adapter: Path, tmp_path: Path
 ) -> None:
     of = f"eval.adapter={adapter}"
-    merge(load("demo", [f"run={tmp_path}", f"model.base={model}", f"eval.data={russian}", of]), tmp_path / "merged")
+    merge_recipe(
+        load("demo", [f"run={tmp_path}", f"model.base={model}", f"eval.data={russian}", of]), tmp_path / "merged"
+    )
     base, made = answers(model, russian, tmp_path / "a")
     assert made["model"] == "base"
     adapted, made = answers(model, russian, tmp_path / "b", of)

@@ -15,7 +15,7 @@ from tests.vlm.forked import run_ranks
 from tests.vlm.test_families import write_language, write_tower
 from vlm import checkpoint
 from vlm.export import export
-from vlm.merge import merge
+from vlm.merge.run import merge_recipe
 from vlm.model.adapter import METHODS, AdapterConfig, trainable
 from vlm.model.assemble import Assembly, assemble
 from vlm.model.load import load_model
@@ -73,7 +73,7 @@ def test_trained_and_written_it_is_linear(method: str, stage: str, parts: Path, 
     if method == "projector":
         export(recipe, out)
     else:
-        assert merge(recipe, out).max_difference <= 1e-5
+        assert merge_recipe(recipe, out).max_difference <= 1e-5
         base = LlavaForConditionalGeneration.from_pretrained(parts / "model")
         peft = PeftModel.from_pretrained(base, checkpoint.step_folder(run, 2) / "adapter").merge_and_unload()
         assert torch.equal(peft.model.multi_modal_projector.linear_1.weight, _layers(out)["linear_1.weight"])

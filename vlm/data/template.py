@@ -5,6 +5,7 @@ Labels are born with the text: a rendered dialogue is a list of pieces, each sup
 mismatch" between prompt and labels cannot arise.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,9 +15,12 @@ import yaml
 from transformers import PreTrainedTokenizerBase
 
 from shards.errors import BadInput
+from shards.files import write_atomic
 from shards.sample import ROLES, ImagePart, Message
 
 IMAGE = "<image>"
+# in a model's folder, of a template that is none of the table
+TEMPLATE_FILE = "chat_template.yaml"
 BOS = "{bos}"
 
 
@@ -270,6 +274,14 @@ TEMPLATES: dict[str, ChatTemplate] = {
 }
 
 
+def keep_template(chat: ChatTemplate, folder: Path) -> str:
+    """Have a model in `folder` know its template: its name in the table, or a file that is written there."""
+    if TEMPLATES.get(chat.name) == chat:
+        return chat.name
+    write_atomic(folder / TEMPLATE_FILE, yaml.safe_dump(json.loads(json.dumps(asdict(chat))), allow_unicode=True))
+    return TEMPLATE_FILE
+
+
 def load_template(name: str) -> ChatTemplate:
     """A template of the table, or one read from a YAML file with the fields of `ChatTemplate`."""
     if name in TEMPLATES:
@@ -280,6 +292,6 @@ def load_template(name: str) -> ChatTemplate:
     try:
         fields: Any = yaml.safe_load(path.read_text("utf-8"))
         return ChatTemplate(**{**fields, **{key: tuple(fields.get(key, ())) for key in ("trim", "markers")}})
-    except (OSError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         known = ", ".join(asdict(TEMPLATES["saiga"]))
         raise BadInput(f"{path}: not a chat template ({error}); it needs the keys {known}") from None

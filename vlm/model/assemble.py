@@ -1,7 +1,7 @@
 """Join a vision tower and a language model into one LLaVA model; every size follows the two configs."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from transformers import (
 
 from shards.errors import BadInput
 from shards.files import read_json, sealed_output, write_json
-from vlm.data.template import IMAGE, ChatTemplate, load_template
+from vlm.data.template import IMAGE, TEMPLATE_FILE, ChatTemplate, keep_template, load_template
+from vlm.model.licences import copy_licences
 from vlm.model.parts import Part, Tower, load_language, load_part_tokenizer, load_tower, weights_digest
 from vlm.model.projector import KINDS, load_projector, new_projector
 from vlm.model.vocabulary import extend_vocabulary
@@ -55,9 +56,10 @@ class Assembly:
         if not path.exists():
             raise BadInput(f"model.base: {folder} has no assembly.json; make it with `vlm assemble --out {folder}`")
         try:
-            return cls(**read_json(path))
+            found = cls(**read_json(path))
         except TypeError:
             raise BadInput(f"{path}: garbage; assemble the model again") from None
+        return replace(found, template=str(folder / TEMPLATE_FILE)) if found.template == TEMPLATE_FILE else found
 
     def chat(self, template: str) -> ChatTemplate:
         """`template`, a name or a file as `data.template` gives it, or the model's own where that is empty."""
@@ -121,8 +123,10 @@ def assemble(
     with sealed_output(out):
         model.save_pretrained(out)
         save_processor(out, tower, tokenizer, chat)
-        write_json(out / "assembly.json", assembly.to_json())
-    return assembly
+        for part, role in ((vision_part, "vision"), (language_part, "language")):
+            copy_licences(part.path.parent if part.gguf else part.path, role, out)
+        write_json(out / "assembly.json", {**assembly.to_json(), "template": keep_template(chat, out)})
+    return Assembly.read(out)
 
 
 def _check_options(dtype: str, projector: str, weights: Path | None, anew: bool, tiles: int) -> None:
