@@ -99,12 +99,12 @@ def merge(
         if verify_only is not None:
             raise BadInput("--verify-only writes nothing; leave out --push")
         checked(push)
+    how = _combination(combine, density, sign, rank, seed)
     if base is None:
         if dtype or weights or combine or dequantise:
             raise BadInput("--dtype, --weights, --combine and --dequantise go with --base; a recipe has model.dtype")
         plan, origin, data = _of_recipe(given, out, data)
     else:
-        how = _combination(combine, density, sign, rank, seed)
         plan, origin = _of_folders(given, base, out or verify_only, dtype, _numbers(weights), how)
     from dataclasses import asdict, replace
 
@@ -154,8 +154,8 @@ def _of_folders(
 
 def _combination(kind: str, density: float | None, sign: str, rank: int, seed: int) -> "Combination | None":
     if not kind:
-        if density is not None or rank or seed:
-            raise BadInput("--density, --rank and --seed go with --combine")
+        if density is not None or rank or seed or sign != "total":
+            raise BadInput("--density, --sign, --rank and --seed go with --combine")
         return None
     from vlm.merge.combine import Combination
 

@@ -5,23 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditionalGeneration
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from shards.files import sha256_file
+from tests.vlm.merge.quantised_models import TOKENS, add_tokens
 from tests.vlm.test_families import write_tower
 from vlm.model.assemble import Assembly, assemble
 from vlm.model.load import load_tokenizer
 
 gguf_py = pytest.importorskip("gguf")
 HIDDEN, LAYERS, HEADS, WIDTH = 32, 2, 4, 48
-MARKERS = ["<s>", "</s>"]
 
 
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of random weights over single bytes, in half precision, as llama.cpp names its parts."""
     path, generator = tmp_path_factory.mktemp("gguf") / "tiny.gguf", torch.Generator().manual_seed(0)
-    tokens = [*MARKERS, *bytes_to_unicode().values(), "Ġt"]
     writer = gguf_py.GGUFWriter(path, "llama")
     writer.add_context_length(256)
     writer.add_embedding_length(HIDDEN)
@@ -31,21 +29,13 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(HIDDEN // HEADS)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list(tokens)
-    normal, control = gguf_py.TokenType.NORMAL, gguf_py.TokenType.CONTROL
-    writer.add_token_types([control if token in MARKERS else normal for token in tokens])
-    writer.add_token_scores([0.0] * len(tokens))
-    writer.add_token_merges(["Ġ t"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
+    writer.add_vocab_size(len(TOKENS))
+    add_tokens(writer, gguf_py)
     square, up = (HIDDEN, HIDDEN), (WIDTH, HIDDEN)
     block = {"attn_q": square, "attn_k": square, "attn_v": square, "attn_output": square, "ffn_gate": up, "ffn_up": up,
              "ffn_down": (HIDDEN, WIDTH), "attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,)}  # fmt: skip
     shapes = {f"blk.{i}.{name}.weight": shape for i in range(LAYERS) for name, shape in block.items()}
-    shapes |= {"token_embd.weight": (len(tokens), HIDDEN), "output.weight": (len(tokens), HIDDEN)}
+    shapes |= {"token_embd.weight": (len(TOKENS), HIDDEN), "output.weight": (len(TOKENS), HIDDEN)}
     for name, shape in {**shapes, "output_norm.weight": (HIDDEN,)}.items():
         writer.add_tensor(name, (0.2 * torch.randn(shape, generator=generator)).half().numpy())
     writer.write_header_to_file()

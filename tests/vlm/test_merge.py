@@ -149,6 +149,9 @@ def test_misfits_are_refused(model: Path, run: Path, tmp_path: Path, refused: Re
     assert "name its base with --base" in refused(run)
     assert "--weights x: numbers" in refused(run, "--base", model, "--weights", "x")
     assert "2 weights for 1 adapters" in refused(run, "--base", model, "--weights", "0.5,0.5")
+    assert "--density, --sign, --rank and --seed go with --combine" in refused(
+        run, "--base", model, "--sign", "frequency"
+    )
     assert "go with --base" in refused("demo", "--dtype", "bfloat16")
     other = tmp_path / "run"
     shutil.copytree(run, other)

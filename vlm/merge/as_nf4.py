@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from shards.errors import BadInput
 from vlm.merge.changes import Change, Several, finite
 from vlm.merge.four_bit import TABLES
-from vlm.merge.layout import Layout, Stored
+from vlm.merge.layout import FLOATS, Layout, Stored
 from vlm.merge.stream import Source
 
 # numbers that share an absmax, and absmax that share theirs
@@ -24,7 +24,6 @@ _BLOCK, _NESTED_BLOCK = 64, 256
 # numbers of a step of work, in memory that stays mapped from step to step (`vlm.merge.run`)
 _NUMBERS = 1 << 17
 _TINY = 1e-38
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _dynamic_table() -> torch.Tensor:
@@ -137,7 +136,7 @@ class AsNf4:
             raise BadInput(f"--as-nf4: {self.layout.folder} holds no linear layers of a language model")
         for name in sorted(self._quantised):
             stored = self.layout.tensors[name]
-            if stored.dtype not in _FLOATS:
+            if stored.dtype not in FLOATS.values():
                 raise BadInput(
                     f"--as-nf4: {stored.path}: {name} is {stored.dtype}; NF4 is made of floats of 16 or 32 bits"
                 )

@@ -17,7 +17,7 @@ import torch
 
 from shards.errors import BadInput, plain
 from shards.files import refuse_constant
-from vlm.merge.layout import Layout, Stored
+from vlm.merge.layout import FLOATS, Layout, Stored
 from vlm.merge.plain_model import Made, MadeFile, PlainModel
 
 TABLES = {
@@ -35,7 +35,6 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _STATE = ".quant_state.bitsandbytes__"
 # beside a weight in 4 bits, by these endings of its name
 _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", *(f"{_STATE[1:]}{kind}" for kind in TABLES))
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MOST_STATE = 1 << 16
 # numbers of a block of work, a multiple of every block of 4-bit ones, in memory that stays mapped
 _NUMBERS = 1 << 17
@@ -138,9 +137,9 @@ class _State:
 
     def dtype(self) -> torch.dtype:
         told = self.told("dtype")
-        if not isinstance(told, str) or told not in _DTYPES:
-            raise self.wrong(f"it was quantised from none of {', '.join(_DTYPES)}")
-        return _DTYPES[told]
+        if not isinstance(told, str) or told not in FLOATS:
+            raise self.wrong(f"it was quantised from none of {', '.join(FLOATS)}")
+        return FLOATS[told]
 
     def offset(self) -> float:
         told = self.told("nested_offset")

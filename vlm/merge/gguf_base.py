@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from shards.errors import BadInput, plain
+from shards.extras import require
 from vlm.merge.gguf_file import GgufFile, Packed
 from vlm.merge.layout import SINGLE
 from vlm.merge.plain_model import Made, MadeFile, PlainModel
@@ -183,11 +184,10 @@ def _unpacked(data: bytes, rows: int, tensor: Packed) -> torch.Tensor:
 
 def _sizes(path: Path) -> Mapping[int, tuple[int, int]]:
     """Of the blocks of the types that can be made plain."""
-    try:
-        import gguf
-        import numpy
-    except ImportError:
-        raise BadInput(f'{path}: a GGUF file needs the package gguf; pip install "ruvlm[models]"') from None
+    require("gguf", "models", f"{path}: a GGUF file")
+    import gguf
+    import numpy
+
     found = {}
     for kind, size in gguf.GGML_QUANT_SIZES.items():
         try:

@@ -24,6 +24,8 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+# the floats that are written or were quantised, as recipes and configurations call them
+FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 # 40,000 tensors, a LoRA on every expert of a mixture, take 7 MB; Python's objects some ten times their JSON
 _MOST_HEADER, _MOST_DIMENSIONS = 32 << 20, 8

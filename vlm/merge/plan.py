@@ -13,12 +13,9 @@ from vlm.merge.adapter import CONFIG, WEIGHTS, Adapter, Edits
 from vlm.merge.as_nf4 import AsNf4
 from vlm.merge.combine import Combination, Combined
 from vlm.merge.dequantise import Original, quantised
-from vlm.merge.layout import Layout
+from vlm.merge.layout import FLOATS, Layout
 from vlm.merge.seals import check_sealed, files_of
 from vlm.merge.stream import Source
-
-# what `vlm.model.assemble` calls them, without its imports
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,8 @@ class MergePlan:
     as_nf4: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype and self.dtype not in DTYPES:
-            raise BadInput(f"--dtype {self.dtype}: not one of {', '.join(DTYPES)}")
+        if self.dtype and self.dtype not in FLOATS:
+            raise BadInput(f"--dtype {self.dtype}: not one of {', '.join(FLOATS)}")
         if self.dequantise and self.as_nf4:
             raise BadInput("--as-nf4: is for a plain base; one that is dequantised has its quantisation in it")
         if not self.adapters:
@@ -130,7 +127,7 @@ class MergePlan:
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
-        return DTYPES[self.dtype] if self.dtype else None
+        return FLOATS[self.dtype] if self.dtype else None
 
 
 def find_adapter(given: Path) -> Path:

@@ -94,7 +94,8 @@ def merge(plan: MergePlan, checks: Checks, origin: Origin = NOWHERE, telling: Te
     on.
     """
     _return_freed_memory()
-    _check_out(plan)
+    # before the digests of large files
+    check_place(plan.out, plan.read)
     original, layout, source = _checked(plan)
     # what is wrong with their set is better found before hours of work
     probes = checks.of(plan.base) if original is None else None
@@ -150,10 +151,6 @@ def _return_freed_memory() -> None:
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(_MMAP_THRESHOLD, 1 << 20)
-
-
-def _check_out(plan: MergePlan) -> None:
-    check_place(plan.out, plan.read)
 
 
 def _checked(plan: MergePlan) -> tuple[Original | None, Layout, Source]:

@@ -53,7 +53,11 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 def train(model: Path, config: PeftConfig, folder: Path, seed: int = 0) -> Path:
     """An adapter of drawn weights: one that is begun does nothing."""
-    adapted = get_peft_model(load(model), config)
+    return save_drawn(get_peft_model(load(model), config), folder, seed)
+
+
+def save_drawn(adapted: PeftModel, folder: Path, seed: int) -> Path:
+    """Its adapter into `folder`, moved by drawn numbers."""
     torch.manual_seed(seed)
     for parameter in adapted.parameters():
         if parameter.requires_grad:

@@ -6,7 +6,9 @@ import torch
 from peft import IA3Config, LoraConfig, PeftConfig, get_peft_model
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
-LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from tests.vlm.merge.models import LINEAR, save_drawn
+
+__all__ = ["LINEAR", "ia3", "lora", "write_adapter", "write_base"]
 
 
 def write_base(folder: Path, tied: bool = False, dtype: torch.dtype = torch.float32) -> Path:
@@ -36,10 +38,4 @@ def ia3() -> IA3Config:
 def write_adapter(base: Path, folder: Path, config: PeftConfig, seed: int = 0) -> Path:
     """Drawn weights: an adapter that is begun does nothing."""
     model: PreTrainedModel = MistralForCausalLM.from_pretrained(base, dtype=torch.float32)
-    adapted = get_peft_model(model, config)
-    torch.manual_seed(seed)
-    for weight in adapted.parameters():
-        if weight.requires_grad:
-            weight.data += 0.1 * torch.randn_like(weight)
-    adapted.save_pretrained(str(folder))
-    return folder
+    return save_drawn(get_peft_model(model, config), folder, seed)

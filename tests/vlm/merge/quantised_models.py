@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from tests.vlm.merge.models import lora
+from tests.vlm.merge.models import lora, save_drawn
 
 HIDDEN, WIDTH, LAYERS, HEADS, KEYS = 64, 128, 2, 4, 2
 MARKERS = ["<s>", "</s>"]
@@ -72,7 +72,7 @@ def write_gguf(path: Path, architecture: str = "llama", tokens: bool = True) -> 
         writer.add_key_length(head)
         writer.add_sliding_window(8)
     if tokens:
-        _add_tokens(writer, gguf)
+        add_tokens(writer, gguf)
     f16, q4, q8 = (gguf.GGMLQuantizationType[name] for name in ("F16", "Q4_0", "Q8_0"))
     keys, up, down = (head * KEYS, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH)
     block: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -97,7 +97,8 @@ def write_gguf(path: Path, architecture: str = "llama", tokens: bool = True) -> 
     return path
 
 
-def _add_tokens(writer: Any, gguf: Any) -> None:
+def add_tokens(writer: Any, gguf: Any) -> None:
+    """A tokenizer of single bytes, and one merge."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(TOKENS)
@@ -111,10 +112,4 @@ def _add_tokens(writer: Any, gguf: Any) -> None:
 
 def write_adapter(model: nn.Module, folder: Path) -> Path:
     """A LoRA of all linear layers, of drawn weights."""
-    adapted = get_peft_model(model, lora())
-    torch.manual_seed(1)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    adapted.save_pretrained(str(folder))
-    return folder
+    return save_drawn(get_peft_model(model, lora()), folder, 1)

@@ -1,9 +1,7 @@
 """A folder put on a hub: one commit, by explicit choice, and nothing that is not whole."""
 
 import json
-import os
-import subprocess
-import sys
+import socket
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +15,9 @@ from shards.files import sealed_output
 from tests.vlm.merge.handed import write_run
 from vlm.merge.push import push
 
-ROOT = str(Path(__file__).parents[3])
+
+def _no_network(*asked: object) -> None:
+    raise AssertionError("nobody asked for a push")
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -114,6 +114,15 @@ def test_what_is_not_whole_or_nobodys_is_not_pushed(
     assert "hf_secret" not in str(caught.value)
 
 
+def test_a_hub_that_is_not_there(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ServerFault, match="me/model: not pushed"):
+            push(small, "me/model", endpoint=url)
+
+
 def test_a_merge_is_pushed_by_explicit_choice(
     hub: Any,
     vlm: Callable[..., tuple[int, str, str]],
@@ -129,19 +138,13 @@ def test_a_merge_is_pushed_by_explicit_choice(
         without.delenv("HF_TOKEN")
         code, _, said = vlm(*merge, "--push", "me/model")
         assert code == 2 and "HF_TOKEN is not set" in said and not (tmp_path / "out").exists()
-    assert vlm(*merge)[0] == 0 and handler.log == []
+    with monkeypatch.context() as offline:
+        for name in ("connect", "connect_ex"):
+            offline.setattr(socket.socket, name, _no_network)
+        assert vlm(*merge)[0] == 0
     code, told, said = vlm(*merge, "--push", "me/model")
     assert code == 0, said
     assert f"pushed to {url}/me/model/commit/b" in told
     (commit,) = [sent for path, sent, _ in handler.log if "/commit/" in path]
     files = {line["value"]["path"] for line in map(json.loads, commit.splitlines()) if line["key"] == "file"}
     assert files == {path.name for path in (tmp_path / "out").iterdir()}
-
-
-def test_no_network_without_a_push() -> None:
-    """Neither import asks for more than files: the hub's package is not even loaded."""
-    program = "import sys, vlm.merge.handover, vlm.merge.card, vlm.merge.push, vlm.merge.vllm; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ROOT}
-    )
-    assert done.returncode == 0 and not {"httpx", "requests", "peft"} & set(done.stdout.split())
