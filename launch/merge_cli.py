@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from launch.options import Json, quiet, show
+from launch.options import Json, Licence, quiet, show
 from shards.errors import BadInput
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def merge(
     probes: Probes = 4,
     answers: Answers = None,
     data: Data = None,
+    licence: Licence = "",
     push: Push = "",
     as_json: Json = False,
 ) -> None:
@@ -108,7 +109,7 @@ def merge(
         plan, origin = _of_folders(given, base, out or verify_only, dtype, _numbers(weights), how)
     from dataclasses import asdict, replace
 
-    plan = replace(plan, dequantise=dequantise, as_nf4=as_nf4)
+    plan, origin = replace(plan, dequantise=dequantise, as_nf4=as_nf4), replace(origin, licence=licence)
     checks = Checks(probes, answers, data)
     with _bars() as bar:
         telling = Telling(bar("MB merged"), bar("MB read for the proof"), bar("MB of the plain base"))
@@ -171,19 +172,19 @@ def _numbers(text: str) -> list[float]:
 
 @contextmanager
 def _bars() -> "Iterator[Callable[[str], Tell]]":
-    """One bar after the other, each from when it first hears of something."""
+    """One bar at a time: that which last heard of something."""
     from launch.progress import Progress
 
-    with ExitStack() as shown:
+    with ExitStack() as stack:
+        shown: dict[str, Progress] = {}
 
         def bar(unit: str) -> "Tell":
-            progress: list[Progress] = []
-
             def tell(done: int, total: int | None) -> None:
-                if not progress:
-                    shown.close()
-                    progress.append(shown.enter_context(Progress(unit)))
-                progress[0].of(done, total)
+                if unit not in shown:
+                    stack.close()
+                    shown.clear()
+                    shown[unit] = stack.enter_context(Progress(unit))
+                shown[unit].of(done, total)
 
             return tell
 

@@ -15,6 +15,7 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's na
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Keys of the recipe to change.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Licence = Annotated[str, typer.Option("--licence", help="Of what is written, as a hub calls it (apache-2.0).")]
 Number = Annotated[int | None, typer.Option("--set", min=0, help="Entry i of the recipe's list `shards`, from 0.")]
 
 

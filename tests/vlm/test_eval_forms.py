@@ -13,9 +13,9 @@ from transformers import AutoProcessor
 
 from launch.recipe import load
 from shards.dataset import ShardDataset
+from tests.vlm.merge.by_recipe import merge_recipe
 from vlm.eval.parts import Part, read_rows
 from vlm.eval.run import evaluate
-from vlm.merge.run import merge_recipe
 from vlm.model.adapter import AdapterConfig, save_adapter, trainable
 from vlm.model.adapters.quantised import quantise
 from vlm.model.assemble import Assembly

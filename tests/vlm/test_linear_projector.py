@@ -12,10 +12,10 @@ from transformers import LlavaForConditionalGeneration
 
 from launch.recipe import PipelineRecipe, load
 from tests.vlm.forked import run_ranks
+from tests.vlm.merge.by_recipe import merge_recipe
 from tests.vlm.test_families import write_language, write_tower
 from vlm import checkpoint
 from vlm.export import export
-from vlm.merge.run import merge_recipe
 from vlm.model.adapter import METHODS, AdapterConfig, trainable
 from vlm.model.assemble import Assembly, assemble
 from vlm.model.load import load_model

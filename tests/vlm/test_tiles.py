@@ -23,6 +23,7 @@ from shards.files import read_json
 from shards.readers import ReaderOptions, find_reader
 from shards.sample import Message, Text
 from tests.vlm.forked import run_ranks
+from tests.vlm.merge.by_recipe import merge_recipe
 from tests.vlm.test_families import write_language, write_tower
 from vlm import checkpoint
 from vlm.data.batch import pack
@@ -36,7 +37,6 @@ from vlm.eval import generate
 from vlm.eval.parts import Part, read_rows
 from vlm.eval.run import evaluate
 from vlm.events import read_events
-from vlm.merge.run import merge_recipe
 from vlm.model.assemble import assemble, weights_digest
 from vlm.model.load import load_model, load_tokenizer
 from vlm.model.packed import PackedLlava

@@ -128,6 +128,11 @@ class Combined:
             raise BadInput(
                 f"{parameter}: of ranks {sorted(ranks)}; --combine {self.how.kind} wants one, take cat or svd"
             )
+        sizes = [math.prod(parts[part].shape) for parts in held for part in ("A", "B") if part in parts]
+        if sizes and self.how.truncates:
+            sizes = [math.prod(self.layout.tensors[parameter].shape)]
+        if self.how.density is not None and sizes and int(self.how.density * min(sizes)) < 1:
+            raise BadInput(f"--density {self.how.density}: keeps none of the {min(sizes)} numbers for {parameter}")
         grown = {parts["whole"].shape for parts in held if "whole" in parts} - {self.layout.tensors[parameter].shape}
         if grown and (len(grown) > 1 or len(held) < len(self.adapters) or abs(sum(self.weights) - 1) > 1e-6):
             raise BadInput(f"{parameter}: has new rows; all adapters must have the same, and their weights' sum be 1")

@@ -1,9 +1,11 @@
 """Whether a merged model is its base with the adapter beside it: both compute the same logits and the same answers.
 
-One after the other reads its weights layer by layer from the files. Logits are compared for a block of the vocabulary
-at a time, at positions all over the probes, so nothing grows with the model.
+Base and adapter are asked before anything is written: what is wrong with them is found then. Each reads its weights
+layer by layer from the files. Logits are compared for a block of the vocabulary at a time, at positions all over the
+probes, so nothing grows with the model.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shards.errors import BadInput
+from vlm.merge.changes import finite
 from vlm.merge.layout import Layout
 from vlm.merge.probes import Probe, Vocabulary
+from vlm.merge.seals import check_sealed
 from vlm.merge.stream import Source
 from vlm.merge.streamed import StreamedLinear, StreamedModel, Weights
 from vlm.stop import Fault
@@ -75,30 +80,58 @@ class _Said:
         return range(len(self.states_NH) - len(self.answer), len(self.states_NH))
 
 
-def prove(
-    base: Layout,
-    source: Source,
-    merged: Layout,
-    probes: Callable[[StreamedModel], list[Probe]],
-    limits: Limits,
-    progress: Callable[[int], None] = lambda read: None,
-) -> Proof:
-    """Compare `merged` with `base` and the changes of `source` beside it on what `probes` gives for the model.
+@dataclass(frozen=True)
+class Expected:
+    """What the base with its changes beside it says to `probes`. `largest` is the largest logit."""
 
-    Raises Differs, a RuntimeError, beyond the tolerance of the coarsest dtype of the merged weights.
-    """
-    with torch.inference_mode(), Weights(base, source, progress) as before, Weights(merged, None, progress) as after:
-        model = StreamedModel(before)
-        asked = probes(model)
-        ends = Vocabulary.of(base.folder, model.config).ends
-        expected = _answers(model, asked, limits, ends)
-        head = model.head
-        del model
-        model = StreamedModel(after)
-        if model.head.size != head.size:
-            raise Differs(f"{merged.folder}: a vocabulary of {model.head.size} tokens; it should be {head.size}")
-        found = _states(model, asked, [said.answer for said in expected])
-        return _compare(head, model.head, asked, expected, found, _tolerance(merged))
+    weights: Weights
+    probes: list[Probe]
+    said: list[_Said]
+    head: StreamedLinear
+    largest: float
+
+    @classmethod
+    def of(
+        cls,
+        base: Layout,
+        source: Source,
+        probes: Callable[[StreamedModel], list[Probe]],
+        limits: Limits,
+        progress: Callable[[int], None] = lambda read: None,
+    ) -> "Expected":
+        """Ask `base` and the changes of `source` beside it what `probes` gives for the model.
+
+        BadInput where they do not fit its configuration, or compute nothing that could be compared.
+        """
+        with torch.inference_mode(), Weights(base, source, progress) as weights:
+            model = StreamedModel(weights)
+            asked = probes(model)
+            said = _answers(model, asked, limits, Vocabulary.of(base.folder, model.config).ends)
+            blocks = model.head.blocks(torch.cat([each.states_NH for each in said]))
+            largest = float(torch.stack([logits_NV.abs().max() for _, logits_NV in blocks]).max())
+        if not 0 < largest < math.inf:
+            raise _not_finite(base)
+        return cls(weights, asked, said, model.head, largest)
+
+    def compare(self, merged: Layout, progress: Callable[[int], None] = lambda read: None) -> Proof:
+        """Ask `merged` the same; Differs, a RuntimeError, beyond the tolerance of the coarsest dtype of its weights."""
+        with torch.inference_mode(), self.weights, Weights(merged, None, progress) as after:
+            model = StreamedModel(after)
+            if model.head.size != self.head.size:
+                raise Differs(
+                    f"{merged.folder}: a vocabulary of {model.head.size} tokens; it should be {self.head.size}"
+                )
+            found = _states(model, self.probes, [said.answer for said in self.said])
+            return _compare(self, model.head, found, _tolerance(merged))
+
+
+def _not_finite(base: Layout) -> BadInput:
+    for file in base.files:
+        check_sealed(base.folder, file.path)
+        for stored in file.tensors:
+            for block in stored.blocks():
+                finite(stored, block)
+    return BadInput(f"{base.folder}: with the adapter its logits are all 0 or not finite; nothing can be proven of it")
 
 
 def _tolerance(merged: Layout) -> float:
@@ -193,41 +226,32 @@ class _Best:
         self.tokens = torch.where(better, places + first, self.tokens)
 
 
-def _compare(
-    head: StreamedLinear,
-    merged_head: StreamedLinear,
-    probes: list[Probe],
-    expected: list[_Said],
-    found: list[_Said],
-    tolerance: float,
-) -> Proof:
-    before_NH, after_NH = (torch.cat([said.states_NH for said in each]) for each in (expected, found))
-    best, largest, difference = _Best(len(after_NH)), torch.zeros(()), torch.zeros(())
+def _compare(expected: Expected, merged_head: StreamedLinear, found: list[_Said], tolerance: float) -> Proof:
+    head, probes = expected.head, expected.probes
+    before_NH, after_NH = (torch.cat([said.states_NH for said in each]) for each in (expected.said, found))
+    best, difference = _Best(len(after_NH)), torch.zeros(())
     for (first, old), (_, new) in zip(head.blocks(before_NH), merged_head.blocks(after_NH), strict=True):
-        largest, difference = (
-            torch.maximum(largest, old.abs().max()),
-            torch.maximum(difference, (new - old).abs().max()),
-        )
+        difference = torch.maximum(difference, (new - old).abs().max())
         best.see(first, new)
-    relative = float(difference / largest)
+    relative = float(difference) / expected.largest
     if not relative <= tolerance:
         raise Differs(
             f"merged logits differ from base + adapter by {relative:.2e} of the largest, more than {tolerance:.0e}"
         )
     same, first_difference, begin = 0, "", 0
-    for probe, said in zip(probes, expected, strict=True):
+    for probe, said in zip(probes, expected.said, strict=True):
         tokens = [int(best.tokens[begin + i]) for i in said.deciding]
         odd = next((k for k, (a, b) in enumerate(zip(said.answer, tokens, strict=True)) if a != b), None)
         same += odd is None and bool(said.answer)
         if odd is not None and not first_difference:
             state_NH = said.states_NH[said.deciding[odd]][None]
-            margin = _margin(head, state_NH, said.answer[odd], tokens[odd]) / float(largest)
+            margin = _margin(head, state_NH, said.answer[odd], tokens[odd]) / expected.largest
             first_difference = (
                 f"{probe.name}: token {odd + 1} is {tokens[odd]} instead of {said.answer[odd]}, "
                 f"by a margin of {margin:.1e} of the largest logit"
             )
         begin += len(said.states_NH)
-    answers = sum(bool(said.answer) for said in expected)
+    answers = sum(bool(said.answer) for said in expected.said)
     return Proof(len(probes), begin, relative, tolerance, answers, same, first_difference)
 
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from shards.errors import BadInput
 from shards.files import MANIFEST, read_json, verify_manifest, write_atomic, write_json
 from vlm.merge.adapter import CONFIG
+from vlm.merge.compare import compare_tensors
 from vlm.merge.dequantise import Original
 from vlm.merge.layout import Layout
 from vlm.merge.output import BASE, CHANGES, MODEL, RECORD, check_place, put, workshop, write_weights
 from vlm.merge.plan import MergePlan
 from vlm.merge.probes import Probe, Vocabulary, drawn, of_set
-from vlm.merge.proof import Differs, Limits, Proof, prove
+from vlm.merge.proof import Differs, Expected, Limits, Proof
 from vlm.merge.remembered import Remembered
 from vlm.merge.stream import Copied, Source
 from vlm.merge.streamed import StreamedModel
@@ -77,10 +78,12 @@ NOBODY = Telling()
 
 @dataclass(frozen=True)
 class Origin:
-    """The run that an adapter is of, and the chat template that it was trained with ("": the base's own)."""
+    """The run that an adapter is of, the chat template that it was trained with ("": the base's own), and the merged
+    model's licence ("": the base's own)."""
 
     run: Path | None = None
     template: str = ""
+    licence: str = ""
 
 
 NOWHERE = Origin()
@@ -103,11 +106,12 @@ def merge(plan: MergePlan, checks: Checks, origin: Origin = NOWHERE, telling: Te
         if original:
             layout, source = _made_plain(plan, original, folder / BASE, telling)
         source = _kept(plan, layout, source, folder / CHANGES)
-        probes = probes or checks.of(layout.folder)
+        read = _counted(telling.proven, None)
+        expected = Expected.of(layout, source, probes or checks.of(layout.folder), checks.limits, read)
         written = _write(plan, layout, source, folder, telling.written)
         _companions(layout.folder, folder / MODEL, origin.template)
         try:
-            proof = _prove(layout, source, folder / MODEL, probes, checks, telling.proven)
+            proof = expected.compare(Layout.read(folder / MODEL), read)
         except Differs:
             # what was written cannot be trusted, also by the next one
             shutil.rmtree(folder)
@@ -123,13 +127,23 @@ def verify(plan: MergePlan, merged: Path, checks: Checks, telling: Telling = NOB
         raise BadInput(f"{merged}: holds {CONFIG}, which transformers would add to the weights; remove the adapter")
     if (merged / MANIFEST).exists() and (problems := verify_manifest(merged)):
         raise BadInput(f"{merged}: damaged: {problems[0]}")
+    found = Layout.read(merged)
+    if "quantization_config" in found.config:
+        raise BadInput(f"{found.folder / 'config.json'}: has a quantization_config, and plain weights; remove it")
     _return_freed_memory()
     original, layout, source = _checked(plan)
     with tempfile.TemporaryDirectory(prefix="vlm-merge-") as name, room_on_disk(folder := Path(name)):
         if original:
             layout, source = _made_plain(plan, original, folder / BASE, telling)
         source = _kept(plan, layout, source, folder / CHANGES)
-        return _prove(layout, source, merged, checks.of(layout.folder), checks, telling.proven)
+        read = _counted(telling.proven, None)
+        expected = Expected.of(layout, source, checks.of(layout.folder), checks.limits, read)
+        try:
+            compare_tensors(expected.weights, found, read)
+            return expected.compare(found, read)
+        except Differs as error:
+            adapters = " and ".join(map(str, plan.adapters))
+            raise Differs(f"{merged} is not {plan.base} with {adapters}: {error}") from error
 
 
 def _made_plain(plan: MergePlan, original: Original, base: Path, telling: Telling) -> tuple[Layout, Source]:
@@ -167,17 +181,6 @@ def _checked(plan: MergePlan) -> tuple[Original | None, Layout, Source]:
 def _write(plan: MergePlan, layout: Layout, source: Source, folder: Path, tell: Tell) -> dict[str, Copied]:
     total = sum(file.path.stat().st_size for file in layout.files) // _MEGABYTE
     return write_weights(layout, source, plan.torch_dtype, folder, _counted(tell, total))
-
-
-def _prove(
-    layout: Layout,
-    source: Source,
-    merged: Path,
-    probes: Callable[[StreamedModel], list[Probe]],
-    checks: Checks,
-    tell: Tell,
-) -> Proof:
-    return prove(layout, source, Layout.read(merged), probes, checks.limits, _counted(tell, None))
 
 
 def _counted(tell: Tell, total: int | None) -> Callable[[int], None]:
@@ -218,7 +221,7 @@ def _record(
         **asdict(proof),
     }
     write_json(model / RECORD, told)
-    licence = original.licence if original else ""
+    licence = origin.licence or (original.licence if original else "")
     write_atomic(model / CARD, Card.of(plan.base, origin.run, plan.adapters, proof.line, licence).text())
 
 
@@ -241,12 +244,6 @@ def of_recipe(recipe: "Recipe", out: Path) -> tuple[MergePlan, Path | None]:
         raise BadInput("eval.adapter: empty; name the adapter folder to merge, or `latest`")
     data = recipe.eval.data or recipe.data.train
     return MergePlan(base, [adapter], out, recipe.model.dtype), Path(data) if data else None
-
-
-def merge_recipe(recipe: "Recipe", out: Path) -> Proof:
-    """`merge` of what a recipe means."""
-    plan, data = of_recipe(recipe, out)
-    return merge(plan, Checks(data=data), Origin(Path(recipe.run), recipe.data.template))
 
 
 def standing(recipe: "Recipe", out: Path) -> bool:

@@ -5,7 +5,7 @@ Nothing is merged here: it is what a merge is proven against. The formulas are t
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ _ALIASES = ((".mlp.gate.", ".block_sparse_moe.gate."),)
 class Weights:
     """A folder's weights and what `source` changes of them, read when asked for; a context that closes its files.
 
-    `progress` hears how many bytes were read since it last did.
+    `progress` hears how many bytes were read since it last did. `used` are the parameters that were asked for.
     """
 
     def __init__(self, layout: Layout, source: Source | None, progress: Callable[[int], None]) -> None:
         self.layout, self.source, self._progress = layout, source, progress
+        self.used: dict[str, Stored] = {}
         self._files: dict[Path, int] = {}
         self._buffer = bytearray()
 
@@ -41,22 +42,30 @@ class Weights:
         names = (parameter, *(parameter.replace(loaded, stored) for loaded, stored in _ALIASES))
         return next((found for name in names if (found := self.layout.tensors.get(name))), None)
 
-    def stored(self, parameter: str) -> Stored:
-        """As `find`; BadInput where it is nowhere."""
+    def stored(self, parameter: str, shape: Sequence[int]) -> Stored:
+        """As `find`, for the model's use; BadInput unless it is there in the shape that the configuration gives it."""
         found = self.find(parameter)
         if found is None:
             raise BadInput(f"{self.layout.folder}: lacks {plain(parameter)}, a weight of its model")
+        if found.shape != tuple(shape) or not found.dtype.is_floating_point:
+            raise BadInput(
+                f"{found.path}: {plain(found.name)} of shape {found.shape} holds {found.dtype}; config.json makes it "
+                f"floats of shape {tuple(shape)}"
+            )
+        self.used[parameter] = found
         return found
 
     def shape(self, stored: Stored) -> tuple[int, ...]:
         """With the rows that a change adds."""
         return (self.source and self.source.shape(stored)) or stored.shape
 
+    def changed(self, stored: Stored) -> bool:
+        """Whether something is done to a weight."""
+        return self.source is not None and self.source.shape(stored) is not None
+
     def changes(self, stored: Stored) -> list[Change]:
-        """What is done to a weight, one after the other."""
-        if self.source is None or self.source.shape(stored) is None:
-            return []
-        return _flat(self.source.change(stored))
+        """What is done to it, one after the other."""
+        return _flat(self.source.change(stored)) if self.source and self.changed(stored) else []
 
     def rows(self, stored: Stored, first: int, last: int) -> Tensor:
         """Rows [first, last) as float32, unchanged; those that the file has not are zero."""
@@ -71,9 +80,8 @@ class Weights:
             found[:count] = torch.frombuffer(view, dtype=stored.dtype).view(count, *stored.shape[1:])
         return found
 
-    def whole(self, parameter: str, scaled: bool = True) -> Tensor:
+    def whole(self, stored: Stored, scaled: bool = True) -> Tensor:
         """A small parameter, float32, with its changes, without factors where not `scaled`."""
-        stored = self.stored(parameter)
         shape = self.shape(stored)
         found = self.rows(stored, 0, shape[0] if shape else 1)
         for change in self.changes(stored):
@@ -98,6 +106,7 @@ class Weights:
     def __exit__(self, *exception: object) -> None:
         for file in self._files.values():
             os.close(file)
+        self._files, self._buffer = {}, bytearray()
 
 
 def _flat(change: Change) -> list[Change]:
@@ -158,12 +167,14 @@ class StreamedLinear(nn.Module):
     A head that is the embeddings has their changes: of other adapters `Adapter.check` lets none pass.
     """
 
-    def __init__(self, weights: Weights, weight: str, bias: str | None = None) -> None:
+    def __init__(self, weights: Weights, weight: str, shape: Sequence[int], bias: str | None = None) -> None:
         super().__init__()
-        self.weights, self.stored = weights, weights.stored(weight)
+        self.weights, self.stored = weights, weights.stored(weight, shape)
         self.size, self.columns = weights.shape(self.stored)
         # a learned factor of the outputs comes after the bias
-        self.bias = torch.zeros(self.size) if bias is None else weights.whole(bias, scaled=False)
+        self.bias = torch.zeros(self.size)
+        if bias is not None:
+            self.bias = weights.whole(weights.stored(bias, shape[:1]), scaled=False)
 
     def forward(self, x: Tensor) -> Tensor:
         flat_TC = x.reshape(-1, x.shape[-1])
@@ -187,9 +198,9 @@ class StreamedLinear(nn.Module):
 class StreamedEmbedding(nn.Module):
     """Rows of a table by their numbers, times `factor`."""
 
-    def __init__(self, weights: Weights, weight: str, factor: float) -> None:
+    def __init__(self, weights: Weights, weight: str, shape: Sequence[int], factor: float) -> None:
         super().__init__()
-        self.weights, self.stored, self.factor = weights, weights.stored(weight), factor
+        self.weights, self.stored, self.factor = weights, weights.stored(weight, shape), factor
         self.size, self.columns = weights.shape(self.stored)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -206,12 +217,14 @@ class StreamedEmbedding(nn.Module):
 class StreamedExperts(nn.Module):
     """Mixtral's feed-forward networks, of which a token takes a few; the files name each expert's matrices apart."""
 
-    def __init__(self, weights: Weights, name: str, number: int, activation: nn.Module) -> None:
+    def __init__(self, weights: Weights, name: str, down_EHI: Tensor, activation: nn.Module) -> None:
         super().__init__()
         self.activation = activation
         prefix = name.replace(".mlp.experts", ".block_sparse_moe.experts")
+        number, hidden, inner = down_EHI.shape
+        shapes = {"w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden)}
         self.experts = nn.ModuleList(
-            nn.ModuleDict({w: StreamedLinear(weights, f"{prefix}.{i}.{w}.weight") for w in ("w1", "w2", "w3")})
+            nn.ModuleDict({w: StreamedLinear(weights, f"{prefix}.{i}.{w}.weight", shapes[w]) for w in shapes})
             for i in range(number)
         )
 
@@ -227,17 +240,22 @@ class StreamedExperts(nn.Module):
 
 
 class StreamedModel:
-    """What computes the last hidden states, and the head that makes logits of them."""
+    """What computes the last hidden states, and the head that makes logits of them.
+
+    BadInput unless the weights are those of the folder's configuration, and each that `weights` changes is used.
+    """
 
     def __init__(self, weights: Weights) -> None:
         model = empty_model(weights.layout.folder)
+        shape, embedded = (each.weight.shape for each in (model.get_output_embeddings(), model.get_input_embeddings()))
         names = {id(module): name for name, module in model.named_modules()}
         head, embeddings = (names[id(each)] for each in (model.get_output_embeddings(), model.get_input_embeddings()))
         own_head = weights.find(f"{head}.weight") is not None
         bias = f"{head}.bias" if weights.find(f"{head}.bias") else None
-        self.head = StreamedLinear(weights, f"{head if own_head else embeddings}.weight", bias)
+        self.head = StreamedLinear(weights, f"{head if own_head else embeddings}.weight", shape, bias)
         model.set_submodule(head, nn.Identity(), strict=True)
         _stream(model, weights)
+        _check_used(weights, self.head.size, weights.shape(weights.stored(f"{embeddings}.weight", embedded))[0])
         self.config = model.config
         self._body = model.base_model.eval()
 
@@ -261,7 +279,8 @@ def empty_model(folder: Path) -> Any:
         if config.model_type == "llava":
             return LlavaForConditionalGeneration(config)
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
+    except Exception as error:
+        # each configuration checks itself in its own way, and raises what it likes
         said = plain(" ".join(str(error).split()))
         raise BadInput(f"{folder}: its config.json is of no model that can be proven ({said})") from error
     finally:
@@ -277,14 +296,30 @@ def _stream(model: nn.Module, weights: Weights) -> None:
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             bias = None if module.bias is None else f"{name}.bias"
-            model.set_submodule(name, StreamedLinear(weights, f"{name}.weight", bias), strict=True)
+            linear = StreamedLinear(weights, f"{name}.weight", module.weight.shape, bias)
+            model.set_submodule(name, linear, strict=True)
         elif isinstance(module, nn.Embedding):
             factor = float(getattr(module, "scalar_embed_scale", 1.0))
-            model.set_submodule(name, StreamedEmbedding(weights, f"{name}.weight", factor), strict=True)
+            table = StreamedEmbedding(weights, f"{name}.weight", module.weight.shape, factor)
+            model.set_submodule(name, table, strict=True)
         elif type(module).__name__ == "MixtralExperts":
-            experts = StreamedExperts(weights, name, module.num_experts, module.act_fn)
+            experts = StreamedExperts(weights, name, module.down_proj, module.act_fn)
             model.set_submodule(name, experts, strict=True)
     for name, module in model.named_modules():
-        for own, _ in list(module.named_parameters(recurse=False)):
-            value = weights.whole(f"{name}.{own}" if name else own)
+        for own, empty in list(module.named_parameters(recurse=False)):
+            value = weights.whole(weights.stored(f"{name}.{own}" if name else own, empty.shape))
             setattr(module, own, nn.Parameter(value, requires_grad=False))
+
+
+def _check_used(weights: Weights, head: int, embeddings: int) -> None:
+    """BadInput where a change would not be seen, or the vocabulary is of two sizes."""
+    layout, used = weights.layout, {stored.name for stored in weights.used.values()}
+    for stored in layout.tensors.values():
+        if stored.name not in used and weights.changed(stored):
+            raise BadInput(
+                f"{stored.path}: {plain(stored.name)} would be changed, but the model of config.json has no such weight"
+            )
+    if head != embeddings:
+        raise BadInput(
+            f"{layout.folder}: embeddings of {embeddings} tokens and a head of {head}; new tokens must be added to both"
+        )

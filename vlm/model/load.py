@@ -39,7 +39,9 @@ def base_folder(config: ModelConfig) -> Path:
     folder = Path(config.base)
     if not config.base or not (folder / "config.json").exists():
         named = config.base or "(empty)"
-        raise BadInput(f"model.base: {named} is not a model folder; make one with `vlm assemble` or `vlm demo`")
+        raise BadInput(
+            f"model.base: {named} is not a model folder; name one with model.base=DIR, or make one with `vlm assemble`"
+        )
     return folder
 
 

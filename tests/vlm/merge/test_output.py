@@ -88,14 +88,21 @@ def test_a_full_disk_is_told_and_the_merge_goes_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
+def _interrupt() -> Telling:
+    """At the first that is heard of the proof after something was written."""
+    written: list[int] = []
+
+    def stop(done: int, total: int | None) -> None:
+        if written:
+            raise KeyboardInterrupt
+
+    return Telling(lambda done, total: written.append(done), stop)
 
 
 def test_a_merge_goes_on_with_what_is_its_own(base: Path, adapter: Path, tmp_path: Path) -> None:
     plan = MergePlan(base, [adapter], tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
-        merge(plan, CHECKS, telling=Telling(proven=_stop))
+        merge(plan, CHECKS, telling=_interrupt())
     folder = tmp_path / ".out.merging"
     assert len(read_json(folder / "done.json")) > 1 and not plan.out.exists()
     # whatever lies there is sealed into the folder
@@ -104,7 +111,7 @@ def test_a_merge_goes_on_with_what_is_its_own(base: Path, adapter: Path, tmp_pat
     assert not (plan.out / "added_tokens.json").exists() and not verify_manifest(plan.out)
     # other inputs start anew
     with pytest.raises(KeyboardInterrupt):
-        merge(plan, CHECKS, telling=Telling(proven=_stop))
+        merge(plan, CHECKS, telling=_interrupt())
     other, again = (MergePlan(base, [adapter], tmp_path / name, "float16") for name in ("out", "again"))
     merge(other, CHECKS)
     merge(again, CHECKS)

@@ -10,15 +10,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, MistralForCausalLM
 
 from launch.cli import run as command
-from shards.files import write_manifest
 from tests.vlm.merge.proof_models import LINEAR, ia3, lora, write_adapter, write_base
 from vlm.merge import proof as proofs
 from vlm.merge import run
 from vlm.merge.layout import Layout
 from vlm.merge.plan import MergePlan
 from vlm.merge.probes import Vocabulary, drawn
-from vlm.merge.proof import Differs
-from vlm.merge.run import Checks, merge, verify
+from vlm.merge.proof import Differs, Expected, Proof
+from vlm.merge.run import Checks, merge
 from vlm.merge.streamed import StreamedModel, Weights
 
 METHODS = {
@@ -136,6 +135,13 @@ def test_what_differs_is_refused_and_leaves_nothing(
     assert command(arguments) == 0
 
 
+def _proven(plan: MergePlan, checks: Checks) -> Proof:
+    """By its probes alone."""
+    layout = Layout.read(plan.base)
+    expected = Expected.of(layout, plan.source(layout), checks.of(plan.base), checks.limits)
+    return expected.compare(Layout.read(plan.out))
+
+
 def test_a_difference_in_answers_is_named(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of two tokens exchanged: an answer is another, which a wide tolerance lets pass."""
     adapter = write_adapter(base, tmp_path / "adapter", lora())
@@ -150,20 +156,17 @@ def test_a_difference_in_answers_is_named(base: Path, tmp_path: Path, monkeypatc
     rows = weights["lm_head.weight"]
     rows[[best, second]] = rows[[second, best]]
     save_file(weights, head, {"format": "pt"})
-    write_manifest(plan.out)
     with pytest.raises(Differs, match="merged logits differ"):
-        verify(plan, plan.out, checks)
+        _proven(plan, checks)
     # a number in bfloat16 does not excuse all others
     save_file({**weights, "unused": torch.zeros(1, dtype=torch.bfloat16)}, head, {"format": "pt"})
-    write_manifest(plan.out)
     with monkeypatch.context() as patch:
         patch.setitem(proofs.TOLERANCE, torch.bfloat16, 1.0)
         with pytest.raises(Differs, match="merged logits differ"):
-            verify(plan, plan.out, checks)
+            _proven(plan, checks)
     save_file(weights, head, {"format": "pt"})
-    write_manifest(plan.out)
     monkeypatch.setitem(proofs.TOLERANCE, torch.float32, 1.0)
-    proof = verify(plan, plan.out, checks)
+    proof = _proven(plan, checks)
     assert proof.same_answers == 0
     assert proof.first_difference.startswith(f"drawn-0: token 1 is {second} instead of {best}, by a margin of ")
     margin = float(logits[best] - logits[second]) / float(logits.abs().max())
