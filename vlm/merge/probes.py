@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards.errors import BadInput
+from shards.errors import BadInput, plain
 from shards.files import read_json
 
 # drawn probes are so long; a prompt of a set that is longer than _MOST is passed over
@@ -36,14 +36,16 @@ class Vocabulary:
 
     @classmethod
     def of(cls, folder: Path, config: Any) -> "Vocabulary":
-        """From the model's configuration and the folder's generation configuration."""
+        """From the model's configuration and the folder's generation configuration; BadInput where that is garbage."""
         path = folder / "generation_config.json"
         told = read_json(path) if path.exists() else {}
         text = config.get_text_config()
         end = told.get("eos_token_id") if isinstance(told, dict) else None
         end = getattr(text, "eos_token_id", None) if end is None else end
-        ends = frozenset(end) if isinstance(end, list) else frozenset() if end is None else frozenset([end])
-        return cls(text.vocab_size, ends, getattr(config, "image_token_id", None))
+        ends = [] if end is None else end if isinstance(end, list) else [end]
+        if any(type(token) is not int for token in ends):
+            raise BadInput(f"{path}: eos_token_id {plain(str(end))}: a token's number is wanted, or a list of them")
+        return cls(text.vocab_size, frozenset(ends), getattr(config, "image_token_id", None))
 
 
 def drawn(number: int, vocabulary: Vocabulary, config: Any) -> list[Probe]:
