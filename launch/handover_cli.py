@@ -6,26 +6,28 @@ from typing import Annotated
 
 import typer
 
-from launch.options import Json, Out, quiet, show
+from launch.options import Json, Licence, Out, quiet, show
+from vlm.stop import room_on_disk
 
 handover_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Hand a model or an adapter over: PEFT, vLLM's LoRA, LLaVA's projector, GGUF, a hub.\n\n"
-    "Example: vlm handover vllm runs/demo --base runs/demo/base --out served",
+    "Example: vlm handover vllm runs/demo --base models/base --out served",
 )
 Given = Annotated[
     Path, typer.Argument(metavar="RUN|ADAPTER", help="A run, whose newest checkpoint counts, or a folder.")
 ]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A merged or an assembled model.")]
 Base = Annotated[Path, typer.Option("--base", help="Folder of the base that the adapter was trained on.")]
-BaseName = Annotated[str, typer.Option("--base-name", help="Where others find the base: owner/name, or a path.")]
-Licence = Annotated[str, typer.Option("--licence", help="Of what is written, as a hub calls it (apache-2.0).")]
+BaseName = Annotated[
+    str, typer.Option("--base-name", help="Where others find the base: owner/name, or an absolute path.")
+]
 
 
 def _found(given: Path) -> tuple[Path, Path | None]:
     """The adapter's folder, and that of its run."""
-    from vlm.merge.plan import find_adapter, run_of
+    from vlm.merge.runs import find_adapter, run_of
 
     adapter = find_adapter(given)
     return adapter, run_of(adapter)
@@ -33,9 +35,9 @@ def _found(given: Path) -> tuple[Path, Path | None]:
 
 @handover_app.command("peft")
 def peft(given: Given, base: Base, base_name: BaseName, out: Out, licence: Licence = "", as_json: Json = False) -> None:
-    """Write the adapter alone for PEFT: PeftModel.from_pretrained(base, OUT).
+    """Write the adapter alone, for PEFT.
 
-    A trained projector and trained tokens stay in it.
+    PeftModel.from_pretrained(base, OUT) loads it, with its trained projector and tokens.
 
     Example: vlm handover peft runs/demo --base models/base --base-name me/llava-base --out adapter
     """
@@ -45,8 +47,9 @@ def peft(given: Given, base: Base, base_name: BaseName, out: Out, licence: Licen
 
     adapter, run = _found(given)
     card = Card.of(base, run, [adapter], licence=licence, base_names=[base_name], library="peft")
-    peft_folder(adapter, base_name, out, card)
-    show({"folder": str(out)}, as_json, f"{out}: written")
+    with room_on_disk(out):
+        peft_folder(adapter, base, base_name, out, card)
+    show({"folder": str(out), "adapter": str(adapter)}, as_json, f"{out}: {adapter}")
 
 
 @handover_app.command("vllm")
@@ -55,11 +58,13 @@ def vllm(
     base: Base,
     out: Out,
     base_name: BaseName = "",
-    template: Annotated[str, typer.Option(help="Chat template of the training, where it is not the base's.")] = "",
+    template: Annotated[str, typer.Option(help="Chat template of OUT/base; the run's where left out.")] = "",
     licence: Licence = "",
     as_json: Json = False,
 ) -> None:
-    """Write OUT/lora for vLLM's LoRA loading, and OUT/base where more than LoRA was trained.
+    """Write what vLLM's LoRA loading takes.
+
+    OUT/lora, and OUT/base where more than LoRA was trained. It prints the command that serves them.
 
     Example: vlm handover vllm runs/demo --base models/base --out served
     """
@@ -67,19 +72,20 @@ def vllm(
     from launch.progress import Progress
     from vlm.merge.card import Card
     from vlm.merge.handover import Facts
+    from vlm.merge.runs import template_of
     from vlm.merge.vllm import vllm_folders
 
     adapter, run = _found(given)
     card = Card.of(base, run, [adapter], licence=licence, base_names=[base_name] if base_name else (), library="peft")
     total, done = sum(file.stat().st_size for file in base.glob("*.safetensors")), 0
-    with Progress("bytes") as progress:
+    with Progress("bytes") as progress, room_on_disk(out):
 
         def advance(read: int) -> None:
             nonlocal done
             done += read
             progress.of(done, total)
 
-        facts = Facts(template, Card.of(base, run, [adapter], licence=licence).text())
+        facts = Facts(template or template_of(run), Card.of(base, run, [adapter], licence=licence).text())
         served = vllm_folders(base, adapter, out, facts, card, base_name, advance)
     told = {"base": str(served.base), "lora": str(served.lora), "max_lora_rank": served.max_lora_rank}
     show(told, as_json, served.command)
@@ -92,13 +98,16 @@ def projector(
     adapter: Annotated[Path | None, typer.Option(help="A run or an adapter of it, whose projector counts.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the projector as the original LLaVA repository keeps it: mm_projector.bin, and safetensors.
+    """Write the projector as the original LLaVA has it.
+
+    mm_projector.bin, and the same as safetensors.
 
     Example: vlm handover projector merged --out projector
     """
     from vlm.merge.projector_file import write_projector
 
-    told = write_projector(model, out, _found(adapter)[0] if adapter else None)
+    with room_on_disk(out):
+        told = write_projector(model, out, _found(adapter)[0] if adapter else None)
     show({"folder": str(out), **told}, as_json, f"{out}: {told['mm_projector_type']}")
 
 
@@ -110,13 +119,16 @@ def gguf(
     python: Annotated[str, typer.Option(help="The Python that has llama.cpp's requirements.")] = sys.executable,
     as_json: Json = False,
 ) -> None:
-    """Write a merged model as GGUF files for llama.cpp: the language model, and the image encoder.
+    """Write a merged model as GGUF, for llama.cpp.
+
+    Two files: the language model, and the image encoder.
 
     Example: vlm handover gguf merged --converter ~/llama.cpp --python ~/llama.cpp/venv/bin/python --out gguf
     """
     from vlm.merge.gguf import write_gguf
 
-    files = [str(path) for path in write_gguf(model, converter, out, python)]
+    with room_on_disk(out):
+        files = [str(path) for path in write_gguf(model, converter, out, python)]
     show({"files": files}, as_json, "\n".join(files))
 
 
@@ -127,7 +139,9 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Upload a folder to a hub, with the token in HF_TOKEN. Nothing else of `vlm handover` touches the network.
+    """Upload a folder to a hub, with the token in HF_TOKEN.
+
+    Nothing else of `vlm handover` touches the network.
 
     Example: vlm handover push merged me/llava-saiga
     """

@@ -144,13 +144,15 @@ def _of_recipe(given: list[str], out: Path | None, data: Path | None) -> "tuple[
 def _of_folders(
     given: list[str], base: Path, out: Path | None, dtype: str, weights: list[float], how: "Combination | None"
 ) -> "tuple[MergePlan, Origin]":
-    from vlm.merge.plan import MergePlan, find_adapter, run_of
+    from vlm.merge.plan import MergePlan
     from vlm.merge.run import Origin
+    from vlm.merge.runs import find_adapter, run_of, template_of
 
     if out is None:
         raise BadInput("--out: missing; name the folder to write")
     adapters = [find_adapter(Path(each)) for each in given]
-    return MergePlan(base, adapters, out, dtype, weights, how), Origin(run_of(adapters[0]))
+    run = run_of(adapters[0])
+    return MergePlan(base, adapters, out, dtype, weights, how), Origin(run, template_of(run))
 
 
 def _combination(kind: str, density: float | None, sign: str, rank: int, seed: int) -> "Combination | None":

@@ -1,6 +1,7 @@
 """Files written whole, folders sealed by a manifest of digests."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -206,7 +207,12 @@ def claim_output(folder: Path | str, marker: str) -> bool:
     folder = Path(folder)
     check_output(folder, marker)
     created = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise BadInput(f"output {folder} cannot be made ({error.strerror}); choose another --out") from error
     (folder / UNFINISHED).touch()
     sync_folder(folder)
     with contextlib.suppress(FileNotFoundError):

@@ -118,6 +118,14 @@ class Adapter:
         return f"{sha256_file(self.folder / WEIGHTS)}:{sha256_file(self.folder / CONFIG)}"
 
     def check(self, layout: Layout) -> None:
+        """BadInput unless it can be added to the base."""
+        self.check_fit(layout)
+        if layout.tied:
+            self._check_tied(layout)
+        # one that cannot be told is to be found before anything is written
+        _ = self.scales
+
+    def check_fit(self, layout: Layout) -> None:
         """BadInput, naming the first, unless each tensor has a weight of the base that it fits."""
         for parameter, parts in self.parts.items():
             first = next(iter(parts.values()))
@@ -141,10 +149,6 @@ class Adapter:
                         f"{self.folder}: {plain(stored.name)} of shape {stored.shape} does not fit {parameter} of "
                         f"shape {base.shape} in {layout.folder}"
                     )
-        if layout.tied:
-            self._check_tied(layout)
-        # one that cannot be told is to be found before anything is written
-        _ = self.scales
 
     def _check_parts(self, parameter: str) -> None:
         """BadInput unless the parts belong together."""

@@ -16,22 +16,25 @@ from shards.errors import BadInput, plain
 from shards.files import read_json
 from shards.info import DATASET_FILE, DatasetInfo, read_info
 from vlm.eval.folder import RESULT, EvaluationFolder
+from vlm.merge.push import HUB_NAME
+from vlm.merge.runs import recipe_of
 
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&$])")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _MOST = 2**20
 _ADAPTERS = ("r", "lora_alpha", "use_rslora", "use_dora", "modules_to_save")
 
+_SEEING = """content = [{"type": "image", "url": "photo.jpg"}, {"type": "text", "text": "What is this?"}]
+print(ask(text=[{"role": "user", "content": content}], max_new_tokens=32))"""
+_READING = """print(ask([{"role": "user", "content": "What is a zebra?"}], max_new_tokens=32))"""
 _USE = """
 ## Use
 
 ```python
 from transformers import pipeline
 
-ask = pipeline("image-text-to-text", model="FOLDER_OR_NAME")
-content = [{"type": "image", "url": "photo.jpg"}, {"type": "text", "text": "What is this?"}]
-print(ask(text=[{"role": "user", "content": content}], max_new_tokens=32))
+ask = pipeline("{}", model="FOLDER_OR_NAME")
+{}
 ```
 
 `transformers serve FOLDER_OR_NAME` and `vllm serve FOLDER_OR_NAME` answer OpenAI's chat completions.
@@ -67,6 +70,7 @@ class Card:
     proof: str = ""
     tiles: int = 0
     library: str = "transformers"
+    sees: bool = True
 
     @classmethod
     def of(
@@ -83,7 +87,7 @@ class Card:
 
         What a run has not, or no longer, is left out. `base_names` stand for the names of the base's parts.
         """
-        recipe = _recipe(run / "recipe.yaml") if run else {}
+        recipe = recipe_of(run) if run else {}
         assembly = _object(base / "assembly.json")
         evaluations = _evaluations(run) if run else []
         data = _data(recipe)
@@ -100,30 +104,37 @@ class Card:
             proof=proof,
             tiles=tiles if isinstance(tiles := assembly.get("tiles"), int) else 0,
             library=library,
+            sees=_object(base / "config.json").get("model_type") == "llava",
         )
 
     def text(self) -> str:
         """README.md."""
         parts = [f"---\n{self._front_matter()}---\n\n# {escaped(self.title)}\n", self._bases(), self._training()]
-        parts += [self._scores(), self._limits(), _USE if self.library == "transformers" else ""]
+        parts += [self._scores(), self._limits()]
+        if self.library == "transformers":
+            parts.append(_USE.format(self._task, _SEEING if self.sees else _READING))
         parts += [_TILED.format(self.tiles)] if self.tiles else []
         return "\n".join(part for part in parts if part)
 
     def _front_matter(self) -> str:
-        hub = [name for name in self.base_models if _HUB.fullmatch(name)]
+        hub = [name for name in self.base_models if HUB_NAME.fullmatch(name)]
         licence = self.licence.lower()
         told: dict[str, Any] = {
             "library_name": self.library,
-            "pipeline_tag": "image-text-to-text",
+            "pipeline_tag": self._task,
             "base_model": hub[0] if len(hub) == 1 else hub,
             "license": licence if _LICENCE.fullmatch(licence) else "other" if licence else "",
             "language": [tag for tag in self.languages if tag.isascii() and tag.isalnum()],
             "datasets": [each.name for each in self.data],
-            "tags": ["llava", "vision-language", "ruvlm"],
+            "tags": [*(("llava", "vision-language") if self.sees else ()), "ruvlm"],
             "model-index": self._index(),
         }
         told = {key: value for key, value in told.items() if value}
         return yaml.safe_dump(told, allow_unicode=True, sort_keys=False, width=10**6)
+
+    @property
+    def _task(self) -> str:
+        return "image-text-to-text" if self.sees else "text-generation"
 
     def _index(self) -> list[dict[str, Any]]:
         """The hub's form of scores. It has no place for an interval but a metric's arguments and its name."""
@@ -222,15 +233,6 @@ def _object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _recipe(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as handle:
-            found = yaml.safe_load(handle.read(_MOST).decode("utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _evaluations(run: Path) -> list[EvaluationFolder]:
     return [EvaluationFolder.of(path.parent) for path in sorted((run / "eval").glob(f"*/{RESULT}"))]
 
@@ -239,7 +241,8 @@ def _data(recipe: Mapping[str, Any]) -> list[DatasetInfo]:
     told = recipe.get("data")
     section: Mapping[str, Any] = told if isinstance(told, dict) else {}
     mix = section.get("mix")
-    paths = [section.get("train"), *(entry.get("path") for entry in mix or [] if isinstance(entry, dict))]
+    entries = mix if isinstance(mix, list) else []
+    paths = [section.get("train"), *(entry.get("path") for entry in entries if isinstance(entry, dict))]
     found = []
     for path in (Path(path) for path in paths if path and isinstance(path, str)):
         # the run tells what it was; the data may be gone by now

@@ -3,6 +3,7 @@
 Only files of known names are copied, as plain files: no code, no link that leads out of the base, none of its paths.
 """
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from shards.errors import BadInput
+from shards.errors import BadInput, plain
 from shards.files import atomic_file, read_json, write_atomic, write_json
 from vlm.data.template import TEMPLATE_FILE, TEMPLATES, ChatTemplate, keep_template, load_template
 from vlm.merge.layout import INDEX, SINGLE, Stored, WeightFile
@@ -28,6 +29,7 @@ _COPIED = (
 )  # fmt: skip
 # they name this machine's folders, or code that would have to be run
 _LEFT_OUT = ("auto_map", "_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "_commit_hash")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _SPECIAL = ("bos_token", "eos_token", "pad_token")
 # transformers refuses to save them where nothing is drawn
 _DRAWING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -105,13 +107,12 @@ def _config(base: Path, written: Mapping[str, Stored]) -> dict[str, Any]:
     embeddings = next((tensor for name, tensor in written.items() if name.endswith("embed_tokens.weight")), None)
     if embeddings is None:
         raise BadInput(f"{base}: its weights hold no embed_tokens.weight; give a language model, or one that sees")
-    # weights that were in 4 bits are plain by now
-    config.pop("quantization_config", None)
     text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     parts = [config, *(part for key, part in config.items() if key.endswith("_config") and isinstance(part, dict))]
     dtype = str(embeddings.dtype).removeprefix("torch.")
     for part in parts:
-        for name in _LEFT_OUT:
+        # weights that were in 4 bits are plain by now
+        for name in (*_LEFT_OUT, "quantization_config"):
             part.pop(name, None)
         part["dtype"] = dtype
         if "torch_dtype" in part:
@@ -153,14 +154,21 @@ def _generation(base: Path, model: Path, chat: ChatTemplate | None) -> dict[str,
     ids = _token_ids(model, {*special.values(), *([chat.stop] if chat and chat.stop else [])})
     known = {name: ids.get(special.get(name, "")) for name in _SPECIAL}
     stop = ids.get(chat.stop) if chat else None
-    before = [told.get("eos_token_id", text.get("eos_token_id")), known["eos_token"], stop]
-    ends = list(dict.fromkeys(each for token in before for each in (token if isinstance(token, list) else [token])))
-    ends = [token for token in ends if token is not None]
+    before = end_tokens(told.get("eos_token_id", text.get("eos_token_id")), path)
+    ends = list(dict.fromkeys(token for token in (*before, known["eos_token"], stop) if token is not None))
     begin = known["bos_token"] if known["bos_token"] is not None else told.get("bos_token_id", text.get("bos_token_id"))
     pad = known["pad_token"] if known["pad_token"] is not None else told.get("pad_token_id", config.get("pad_token_id"))
     found = {"bos_token_id": begin, "pad_token_id": ends[0] if pad is None and ends else pad}
     found["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
     return {**told, **{key: value for key, value in found.items() if value is not None}}
+
+
+def end_tokens(told: Any, path: Path) -> list[int]:
+    """What a configuration at `path` says of the tokens that end an answer: none, one or several."""
+    ends = [] if told is None else told if isinstance(told, list) else [told]
+    if any(type(token) is not int for token in ends):
+        raise BadInput(f"{path}: eos_token_id {plain(str(told))}: a token's number is wanted, or a list of them")
+    return ends
 
 
 def _special(model: Path) -> dict[str, str]:
@@ -177,7 +185,7 @@ def _token_ids(model: Path, wanted: set[str]) -> dict[str, int]:
     settings = read_json(model / TOKENIZER) if (model / TOKENIZER).exists() else {}
     decoder = settings.get("added_tokens_decoder")
     entries = decoder.items() if isinstance(decoder, dict) else ()
-    found = {str(each.get("content")): int(n) for n, each in entries if isinstance(each, dict) and n.isdecimal()}
+    found = {str(each.get("content")): int(n) for n, each in entries if isinstance(each, dict) and _NUMBER.fullmatch(n)}
     path = model / "tokenizer.json"
     if wanted - found.keys() and path.exists():
         found |= _vocabulary(path, wanted)

@@ -5,25 +5,43 @@ from pathlib import Path
 
 from shards.errors import BadInput, plain
 from shards.files import read_json, sealed_output, write_atomic, write_json
-from vlm.merge.adapter import CONFIG, WEIGHTS
+from vlm.merge.adapter import CONFIG, WEIGHTS, Adapter
 from vlm.merge.card import Card
-from vlm.merge.layout import WeightFile
+from vlm.merge.changes import finite
+from vlm.merge.dequantise import quantised
+from vlm.merge.layout import Layout, WeightFile
+from vlm.merge.push import HUB_NAME
+from vlm.merge.runs import check_base
 
-# of what training writes; the bottleneck's folder is ours alone
-_KNOWN = ("LORA", "IA3", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+# what training writes of which PEFT has the tensors' names; the bottleneck's folder is ours alone
+_BESIDE_WEIGHTS, _PROMPTS = ("LORA", "IA3"), ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 
 
-def peft_folder(adapter: Path, base_name: str, out: Path, card: Card) -> None:
+def peft_folder(adapter: Path, base: Path, base_name: str, out: Path, card: Card) -> None:
     """Write `out` with the adapter's weights as they are, a trained projector and tokens among them.
 
-    `base_name` is where others find its base: a name of the hub or a path. BadInput where PEFT knows no such adapter.
+    `base_name` is where others find its base: a name of the hub or a path. BadInput where PEFT knows no such adapter,
+    or it is not of `base`.
     """
+    check_base_name(base_name)
     config = read_json(adapter / CONFIG, max_bytes=2**22)
-    if not isinstance(config, dict) or config.get("peft_type") not in _KNOWN:
+    if not isinstance(config, dict) or config.get("peft_type") not in (*_BESIDE_WEIGHTS, *_PROMPTS):
         kind = plain(str(config.get("peft_type"))) if isinstance(config, dict) else "garbage"
-        raise BadInput(f"{adapter / CONFIG}: {kind} is no adapter that PEFT loads (it is one of {', '.join(_KNOWN)})")
-    WeightFile.read(adapter / WEIGHTS)
+        known = ", ".join((*_BESIDE_WEIGHTS, *_PROMPTS))
+        raise BadInput(f"{adapter / CONFIG}: {kind} is no adapter that PEFT loads (it is one of {known})")
+    check_base(adapter, base)
+    if config["peft_type"] in _BESIDE_WEIGHTS and not quantised(base):
+        Adapter.read(adapter).check_fit(Layout.read(base))
+    for stored in WeightFile.read(adapter / WEIGHTS).tensors:
+        for block in stored.blocks():
+            finite(stored, block)
     with sealed_output(out):
         shutil.copyfile(adapter / WEIGHTS, out / WEIGHTS)
         write_json(out / CONFIG, {**config, "base_model_name_or_path": base_name, "inference_mode": True})
         write_atomic(out / "README.md", card.text())
+
+
+def check_base_name(name: str) -> None:
+    """BadInput unless others may find a base by it."""
+    if not HUB_NAME.fullmatch(name) and not (Path(name).is_absolute() and name.isprintable()):
+        raise BadInput(f"--base-name {plain(name)}: a hub's owner/name is wanted, or an absolute path")

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from shards.errors import BadInput
-from shards.files import MANIFEST, read_json, sha256_file
+from shards.files import MANIFEST, sha256_file
 from vlm.merge.adapter import CONFIG, WEIGHTS, Adapter, Edits
 from vlm.merge.as_nf4 import AsNf4
 from vlm.merge.combine import Combination, Combined
 from vlm.merge.dequantise import Original, quantised
 from vlm.merge.layout import FLOATS, Layout
+from vlm.merge.runs import check_base
 from vlm.merge.seals import check_sealed, files_of
 from vlm.merge.stream import Source
 
@@ -96,7 +97,7 @@ class MergePlan:
         Of the base's weights that is found while they are read.
         """
         for folder in self.adapters:
-            _check_base(folder, self.base)
+            check_base(folder, self.base)
             for name in (WEIGHTS, CONFIG):
                 check_sealed(folder, folder / name)
                 check_sealed(folder.parent, folder / name)
@@ -128,35 +129,3 @@ class MergePlan:
     @property
     def torch_dtype(self) -> torch.dtype | None:
         return FLOATS[self.dtype] if self.dtype else None
-
-
-def find_adapter(given: Path) -> Path:
-    """The adapter's folder that a user means by it, by its checkpoint or by its run, whose newest whole one it is."""
-    if (given / "adapter").is_dir():
-        return given / "adapter"
-    if not (given / "checkpoints").is_dir():
-        return given
-    from vlm.checkpoint import newest
-
-    folder = newest(given)
-    if folder is None:
-        raise BadInput(f"{given}: no checkpoint that verifies; run `vlm train` first, or name an adapter's folder")
-    return folder / "adapter"
-
-
-def run_of(adapter: Path) -> Path | None:
-    """The run of RUN/checkpoints/STEP/adapter."""
-    checkpoints = adapter.resolve().parent.parent
-    return checkpoints.parent if checkpoints.name == "checkpoints" else None
-
-
-def _check_base(adapter: Path, base: Path) -> None:
-    """BadInput where a checkpoint says that its adapter was trained on another base."""
-    state = adapter.parent / "state.json"
-    if not state.exists():
-        return
-    from vlm.model.parts import weights_digest
-
-    told = read_json(state)
-    if not isinstance(told, dict) or told.get("base") != weights_digest(base):
-        raise BadInput(f"{adapter}: was trained on another base than {base}, as {state} says")

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shards.errors import BadInput, plain
+from shards.errors import BadInput
 from shards.files import read_json
+from vlm.merge.handover import end_tokens
 
 # drawn probes are so long; a prompt of a set that is longer than _MOST is passed over
 _DRAWN, _MOST = 24, 768
@@ -42,10 +43,7 @@ class Vocabulary:
         text = config.get_text_config()
         end = told.get("eos_token_id") if isinstance(told, dict) else None
         end = getattr(text, "eos_token_id", None) if end is None else end
-        ends = [] if end is None else end if isinstance(end, list) else [end]
-        if any(type(token) is not int for token in ends):
-            raise BadInput(f"{path}: eos_token_id {plain(str(end))}: a token's number is wanted, or a list of them")
-        return cls(text.vocab_size, frozenset(ends), getattr(config, "image_token_id", None))
+        return cls(text.vocab_size, frozenset(end_tokens(end, path)), getattr(config, "image_token_id", None))
 
 
 def drawn(number: int, vocabulary: Vocabulary, config: Any) -> list[Probe]:

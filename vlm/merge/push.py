@@ -8,12 +8,13 @@ from shards.errors import BadInput, ServerFault, plain
 from shards.files import MANIFEST, UNFINISHED, verify_manifest
 
 TOKEN = "HF_TOKEN"
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+# owner/name
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def checked(name: str) -> str:
     """The token, where `name` is one of a hub; BadInput otherwise. To be asked before hours of work."""
-    if not _NAME.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise BadInput(f"--push {plain(name)}: a name of the hub is wanted, as owner/name")
     if not (token := os.environ.get(TOKEN)):
         raise BadInput(f"{TOKEN} is not set; make a token with write access and export it")

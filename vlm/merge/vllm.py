@@ -14,12 +14,14 @@ import torch
 
 from shards.errors import BadInput
 from shards.files import atomic_file, sealed_output, write_atomic, write_json
+from vlm.data.template import load_template
 from vlm.merge.adapter import CONFIG, WEIGHTS, Adapter, Edits, Lora
 from vlm.merge.card import Card
 from vlm.merge.changes import Change
 from vlm.merge.handover import Facts, companions
 from vlm.merge.layout import Layout, Stored, header_bytes
 from vlm.merge.output import MODEL, RECORD, check_apart, put, workshop, write_weights
+from vlm.merge.peft_folder import check_base_name
 from vlm.merge.plan import MergePlan
 
 BASE, LORA = "base", "lora"
@@ -73,6 +75,10 @@ def vllm_folders(
 
     BadInput for an adapter of another base, and for one of which nothing would be left for LoRA.
     """
+    if base_name:
+        check_base_name(base_name)
+    if facts.template:
+        load_template(facts.template)
     plan = MergePlan(base, [adapter], out / BASE)
     check_apart(out, plan.read)
     plan.check_seals()

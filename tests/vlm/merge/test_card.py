@@ -34,6 +34,7 @@ def base(tmp_path: Path) -> Path:
     folder = tmp_path / "base"
     folder.mkdir()
     write_json(folder / "assembly.json", {"language": "me/saiga", "vision": "openai/clip", "tiles": 4})
+    write_json(folder / "config.json", {"model_type": "llava"})
     (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base\n")
     return folder
 
@@ -85,6 +86,7 @@ def test_without_a_run_it_says_what_is_not_known(tmp_path: Path) -> None:
     data = ModelCard(text).data
     assert data.license == "other" and data.base_model is None and data.eval_results is None
     assert "see LICENSE.txt" in text and "Not measured" in text
+    assert (data.pipeline_tag, data.tags) == ("text-generation", ["ruvlm"]) and "photo.jpg" not in text
 
 
 def test_other_peoples_text_stays_text(base: Path, run: Path, russian: Path, tmp_path: Path) -> None:
@@ -110,7 +112,9 @@ def test_other_peoples_text_stays_text(base: Path, run: Path, russian: Path, tmp
     assert len({row.count("|") for row in rows}) == 1
 
 
-@pytest.mark.parametrize("garbage", [b"\xff", b"- 1", b"[" * 10**5, b"name: &a [*a]", b"{"])
+@pytest.mark.parametrize(
+    "garbage", [b"\xff", b"- 1", b"[" * 10**5, b"name: &a [*a]", b"{", b"a: 2024-02-30", b"data: {mix: 5}"]
+)
 def test_a_recipe_that_is_none_is_left_out(base: Path, run: Path, garbage: bytes) -> None:
     (run / "recipe.yaml").write_bytes(garbage)
     (base / "README.md").write_bytes(b"---\n" + garbage + b"\n---\n")

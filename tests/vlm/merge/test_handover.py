@@ -1,6 +1,8 @@
 """What others take of a model: plain transformers, PEFT, vLLM's LoRA, the original LLaVA, llama.cpp, a hub."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -102,6 +104,8 @@ def test_plain_transformers_takes_the_folder_in_its_own_dtype(model: Path, adapt
 
 def test_what_is_of_this_machine_or_is_code_stays_behind(base: Path, tmp_path: Path) -> None:
     change(base / "config.json", _name_or_path="/home/me", auto_map={"AutoModel": "m.M"}, quantization_config={"a": 1})
+    text = {**json.loads((base / "config.json").read_text())["text_config"], "quantization_config": {"a": 1}}
+    change(base / "config.json", text_config=text)
     change(base / "tokenizer_config.json", name_or_path="/home/me/x", auto_map={"AutoTokenizer": ["t.T", None]})
     (base / "m.py").write_text("raise SystemExit")
     for name in ("LICENSE.txt", "NOTICE", "tokenizer.model", "notes.txt", "state.json"):
@@ -173,6 +177,12 @@ def test_a_grown_vocabulary_is_told(base: Path, tmp_path: Path) -> None:
 
 
 def test_garbage_of_a_base_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+    write_json(base / "generation_config.json", {"eos_token_id": [[1]]})
+    with pytest.raises(BadInput, match=r"generation_config\.json: eos_token_id \[\[1\]\]"):
+        hand_over(base, tmp_path / "out")
+    (base / "generation_config.json").unlink()
+    change(base / "tokenizer_config.json", added_tokens_decoder={"9" * 5000: {"content": "x"}})
+    hand_over(base, tmp_path / "out")
     (base / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(BadInput, match=r"tokenizer\.json: no tokenizer"):
         hand_over(base, tmp_path / "out")
@@ -182,7 +192,7 @@ def test_garbage_of_a_base_is_refused_by_name(base: Path, tmp_path: Path) -> Non
 
 
 def test_peft_takes_its_folder(model: Path, adapter: Path, merged: Path, tmp_path: Path) -> None:
-    peft_folder(adapter, "me/llava-base", tmp_path / "peft", CARD)
+    peft_folder(adapter, model, "me/llava-base", tmp_path / "peft", CARD)
     assert (
         json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"]
         == "me/llava-base"
@@ -193,7 +203,39 @@ def test_peft_takes_its_folder(model: Path, adapter: Path, merged: Path, tmp_pat
     other = Path(shutil.copytree(adapter, tmp_path / "other"))
     change(other / "adapter_config.json", peft_type="BOTTLENECK")
     with pytest.raises(BadInput, match="BOTTLENECK is no adapter that PEFT loads"):
-        peft_folder(other, "me/llava-base", tmp_path / "no", CARD)
+        peft_folder(other, model, "me/llava-base", tmp_path / "no", CARD)
+
+
+def test_peft_gets_no_adapter_of_another_base(model: Path, adapter: Path, base: Path, tmp_path: Path) -> None:
+    def refused(name: str = "me/base", given: Path = adapter, base: Path = model) -> str:
+        with pytest.raises(BadInput) as caught:
+            peft_folder(given, base, name, tmp_path / "no", CARD)
+        assert not (tmp_path / "no").exists()
+        return str(caught.value)
+
+    for name in ("", "a\n---\nb", "../base", "/x\n", "x" * 3000):
+        assert "--base-name" in refused(name)
+    assert "nosuch" in refused(base=tmp_path / "nosuch")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    first = next(name for name in weights if "up_proj.lora_A" in name)
+    other = Path(shutil.copytree(adapter, tmp_path / "step" / "adapter"))
+    for spoilt, said in (
+        ({first: weights[first] * torch.nan}, f"{first} holds a value that is not finite"),
+        ({first: weights[first][:, :5].contiguous()}, "does not fit"),
+        ({"up_proj": weights[first].clone()}, "up_proj is no name that PEFT gives"),
+    ):
+        save_file({**weights, **spoilt}, other / "adapter_model.safetensors")
+        assert said in refused(given=other)
+    save_file(weights, other / "adapter_model.safetensors")
+    write_json(tmp_path / "step" / "state.json", {"base": "another"})
+    assert "was trained on another base" in refused(given=other)
+    assert "unknown template" in _message(lambda: vllm_folders(model, adapter, tmp_path / "no", Facts("lama"), CARD))
+
+
+def _message(call: Callable[[], object]) -> str:
+    with pytest.raises(BadInput) as caught:
+        call()
+    return str(caught.value)
 
 
 def test_vllm_gets_lora_alone_beside_a_base_with_the_rest(
@@ -295,17 +337,31 @@ def test_gguf_is_refused_without_a_converter_and_for_what_it_does_not_know(
     assert not (tmp_path / "other").exists()
 
 
+def _full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_the_commands(
-    vlm: Callable[..., tuple[int, str, str]], model: Path, adapter: Path, merged: Path, tmp_path: Path
+    vlm: Callable[..., tuple[int, str, str]],
+    model: Path,
+    adapter: Path,
+    merged: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = adapter.parents[2]
     out = tmp_path / "peft"
     code, told, _ = vlm("handover", "peft", run, "--base", model, "--base-name", "me/base", "--out", out, "--json")
     assert (
         code == 0
-        and json.loads(told) == {"folder": str(out)}
+        and json.loads(told) == {"folder": str(out), "adapter": str(adapter)}
         and "base_model: me/base" in (out / "README.md").read_text()
     )
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copyfile", _full)
+        code, _, said = vlm("handover", "peft", run, "--base", model, "--base-name", "me/base", "--out", out)
+        assert code == 1 and "No space left on device" in said and said.count("\n") == 1
+        assert not (out / "MANIFEST.json").exists()
     code, told, _ = vlm("handover", "vllm", adapter, "--base", model, "--out", tmp_path / "vllm")
     assert code == 0 and told.startswith(f"vllm serve {tmp_path / 'vllm' / 'base'} --enable-lora --max-lora-rank 8")
     code, told, _ = vlm("handover", "projector", merged, "--out", tmp_path / "projector")
@@ -327,6 +383,19 @@ def test_a_template_from_a_file_goes_along(model: Path, adapter: Path, tmp_path:
     merge(tmp_path / "moved", adapter, tmp_path / "again", Facts(template="saiga"))
     assert Assembly.read(tmp_path / "again").template == "saiga"
     assert not (tmp_path / "again" / "chat_template.yaml").exists()
+
+
+def test_a_run_brings_the_template_of_its_training(
+    vlm: Callable[..., tuple[int, str, str]], model: Path, adapter: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(adapter.parents[2], tmp_path / "run"))
+    (run / "recipe.yaml").write_text("data: {template: vicuna_v1}")
+    assert Assembly.read(model).template != "vicuna_v1"
+    assert vlm("merge", run, "--base", model, "--out", tmp_path / "out", "--probes", 1)[0] == 0
+    assert vlm("handover", "vllm", run, "--base", model, "--out", tmp_path / "vllm")[0] == 0
+    for folder in (tmp_path / "out", tmp_path / "vllm" / "base"):
+        assert Assembly.read(folder).template == "vicuna_v1"
+        assert (folder / "chat_template.jinja").read_text() == TEMPLATES["vicuna_v1"].jinja()
 
 
 def test_a_head_of_its_own_is_not_given_away(tmp_path: Path) -> None:

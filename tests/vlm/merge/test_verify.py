@@ -75,9 +75,7 @@ def test_what_no_probe_sees(elsewhere: MergePlan, tmp_path: Path, tensor: str, c
 
 
 def test_the_base_alone(elsewhere: MergePlan) -> None:
-    with pytest.raises(
-        Differs, match=r"base is not .*base with .*adapter: .* is the base's own: that"
-    ):
+    with pytest.raises(Differs, match=r"base is not .*base with .*adapter: .* is the base's own: that"):
         verify(elsewhere, elsewhere.base, CHECKS)
 
 
