@@ -61,6 +61,8 @@ def workshop(out: Path, inputs: Mapping[str, Any], read: Sequence[Path]) -> Iter
     out = out.absolute()
     folder = out.with_name(f".{out.name}.merging")
     try:
+        if link := next((path for path in (folder, folder / MODEL) if path.is_symlink()), None):
+            raise BadInput(f"{link}: a link, which no merge makes; remove it")
         (folder / MODEL).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -69,6 +71,9 @@ def workshop(out: Path, inputs: Mapping[str, Any], read: Sequence[Path]) -> Iter
     with open(folder / "lock", "ab") as handle:
         if not lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
             raise BadInput(f"{folder}: another merge is at work there; wait for it or choose another --out")
+        if (folder / _OLD).exists() and not out.exists():
+            # killed between the two renames of `put`
+            os.rename(folder / _OLD, out)
         if _read(folder / _INPUTS) != inputs:
             (folder / _DONE).unlink(missing_ok=True)
             shutil.rmtree(folder / MODEL)
@@ -107,10 +112,9 @@ def write_weights(
         index = read_json(layout.folder / INDEX)
         size = sum(tensor.bytes for name in done for tensor in WeightFile.read(model / name).tensors)
         places = {layout.published(tensor): file for tensor, file in index["weight_map"].items()}
-        write_json(
-            model / INDEX,
-            {**index, "weight_map": places, "metadata": {**index.get("metadata", {}), "total_size": size}},
-        )
+        told = index.get("metadata")
+        metadata = {**(told if isinstance(told, dict) else {}), "total_size": size}
+        write_json(model / INDEX, {**index, "weight_map": places, "metadata": metadata})
     return done
 
 
@@ -132,10 +136,13 @@ def put(folder: Path, out: Path, written: Mapping[str, Copied]) -> None:
 
 
 def _whole(folder: Path) -> dict[str, Copied]:
-    """The files that are done. One that was killed after `put` says so of files that are no longer here."""
-    done = {name: Copied(**each) for name, each in _read(folder / _DONE).items()}
-    sizes = {path.name: path.stat().st_size for path in (folder / MODEL).iterdir()}
-    return {name: copied for name, copied in done.items() if sizes.get(name) == copied.bytes}
+    """The files that are done and still what was written, by which they will be sealed.
+
+    One that was killed after `put` says so of files that are no longer here.
+    """
+    told, there = _read(folder / _DONE), {path.name: path for path in (folder / MODEL).iterdir()}
+    done = {name: Copied(**told[name]) for name in there if name in told}
+    return {name: copied for name, copied in done.items() if sha256_file(there[name]) == copied.written}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from launch.cli import run as command
 from shards.errors import BadInput
-from shards.files import read_json, verify_manifest, write_manifest
+from shards.files import read_json, verify_manifest, write_json, write_manifest
 from tests.vlm.merge.proof_models import lora, write_adapter, write_base
 from vlm.merge import output, stream
 from vlm.merge.layout import WeightFile
 from vlm.merge.plan import MergePlan
+from vlm.merge.proof import TOLERANCE, Differs
 from vlm.merge.run import Checks, Telling, merge, verify
 
 CHECKS = Checks(probes=1)
@@ -109,6 +111,15 @@ def test_a_merge_goes_on_with_what_is_its_own(base: Path, adapter: Path, tmp_pat
     (folder / "model" / "added_tokens.json").write_text("{}")
     merge(plan, CHECKS)
     assert not (plan.out / "added_tokens.json").exists() and not verify_manifest(plan.out)
+    # nor is a finished file kept that is no longer what was written
+    with pytest.raises(KeyboardInterrupt):
+        merge(plan, CHECKS, telling=_interrupt())
+    before, (first, *_) = _files(plan.out), sorted((folder / "model").glob("*.safetensors"))
+    data = bytearray(first.read_bytes())
+    data[-2] ^= 1
+    first.write_bytes(data)
+    merge(plan, CHECKS)
+    assert _files(plan.out) == before and not verify_manifest(plan.out)
     # other inputs start anew
     with pytest.raises(KeyboardInterrupt):
         merge(plan, CHECKS, telling=_interrupt())
@@ -136,6 +147,46 @@ def test_a_merge_that_ended_before_it_tidied_up(
     assert not verify_manifest(plan.out) and read_json(tmp_path / ".out.merging" / "done.json")
     merge(plan, CHECKS)
     assert _files(plan.out) == before and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_earlier_model_comes_back_where_the_next_did_not_get_there(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge(MergePlan(base, [adapter], tmp_path / "out"), CHECKS)
+    before, rename, other = _files(tmp_path / "out"), os.rename, MergePlan(base, [adapter], tmp_path / "out", "float16")
+
+    def once(source: Path, target: Path) -> None:
+        if not (tmp_path / "out").exists():
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(output.os, "rename", once)
+        merge(other, CHECKS)
+    assert not (tmp_path / "out").exists()
+    # the proof is spoilt: what was there before is there again
+    with monkeypatch.context() as patch, pytest.raises(Differs):
+        patch.setitem(TOLERANCE, torch.float16, 0.0)
+        merge(other, CHECKS)
+    assert _files(tmp_path / "out") == before and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_no_link_leads_the_work_elsewhere(base: Path, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / ".out.merging").symlink_to("mine")
+    with pytest.raises(BadInput, match=r"\.out\.merging: a link"):
+        merge(MergePlan(base, [adapter], tmp_path / "out"), CHECKS)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("metadata", [None, [], "x"])
+def test_an_index_of_odd_metadata(base: Path, adapter: Path, tmp_path: Path, metadata: Any) -> None:
+    copy = shutil.copytree(base, tmp_path / "base")
+    index = copy / "model.safetensors.index.json"
+    (copy / "MANIFEST.json").unlink()
+    write_json(index, {**read_json(index), "metadata": metadata})
+    merge(MergePlan(copy, [adapter], tmp_path / "out"), CHECKS)
+    assert read_json(tmp_path / "out" / index.name)["metadata"].keys() == {"total_size"}
 
 
 def test_two_merges_do_not_meet(base: Path, adapter: Path, tmp_path: Path) -> None:
