@@ -42,8 +42,8 @@ def peft(given: Given, base: Base, base_name: BaseName, out: Out, licence: Licen
     Example: vlm handover peft runs/demo --base models/base --base-name me/llava-base --out adapter
     """
     quiet()
+    from vlm.handover.peft_folder import peft_folder
     from vlm.merge.card import Card
-    from vlm.merge.peft_folder import peft_folder
 
     adapter, run = _found(given)
     card = Card.of(base, run, [adapter], licence=licence, base_names=[base_name], library="peft")
@@ -70,10 +70,10 @@ def vllm(
     """
     quiet()
     from launch.progress import Progress
+    from vlm.handover.vllm import vllm_folders
     from vlm.merge.card import Card
-    from vlm.merge.handover import Facts
+    from vlm.merge.companions import Facts
     from vlm.merge.runs import template_of
-    from vlm.merge.vllm import vllm_folders
 
     adapter, run = _found(given)
     card = Card.of(base, run, [adapter], licence=licence, base_names=[base_name] if base_name else (), library="peft")
@@ -104,7 +104,7 @@ def projector(
 
     Example: vlm handover projector merged --out projector
     """
-    from vlm.merge.projector_file import write_projector
+    from vlm.handover.projector_file import write_projector
 
     with room_on_disk(out):
         told = write_projector(model, out, _found(adapter)[0] if adapter else None)
@@ -125,7 +125,7 @@ def gguf(
 
     Example: vlm handover gguf merged --converter ~/llama.cpp --python ~/llama.cpp/venv/bin/python --out gguf
     """
-    from vlm.merge.gguf import write_gguf
+    from vlm.handover.gguf import write_gguf
 
     with room_on_disk(out):
         files = [str(path) for path in write_gguf(model, converter, out, python)]
@@ -145,7 +145,7 @@ def push(
 
     Example: vlm handover push merged me/llava-saiga
     """
-    from vlm.merge.push import push as run_push
+    from vlm.handover.push import push as run_push
 
     address = run_push(folder, name, public)
     show({"address": address}, as_json, address)

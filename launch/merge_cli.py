@@ -95,7 +95,7 @@ def merge(
     if verify_only is not None and out is not None:
         raise BadInput("--verify-only writes nothing; leave out --out")
     if push:
-        from vlm.merge.push import checked
+        from vlm.handover.push import checked
 
         if verify_only is not None:
             raise BadInput("--verify-only writes nothing; leave out --push")
@@ -120,7 +120,7 @@ def merge(
     folder = verify_only or plan.out
     told, line = {"folder": str(folder), **asdict(proof)}, f"{folder}: {proof.line}"
     if push:
-        from vlm.merge.push import push as upload
+        from vlm.handover.push import push as upload
 
         told["address"] = upload(folder, push)
         line += f"; pushed to {told['address']}"

@@ -10,7 +10,7 @@ from shards.files import sealed_output
 from vlm.checkpoint import newest
 from vlm.config import Recipe
 from vlm.merge.card import Card
-from vlm.merge.handover import Facts, companions
+from vlm.merge.companions import Facts, companions
 from vlm.model.load import load_model, model_folder
 
 

@@ -16,9 +16,10 @@ from shards.errors import BadInput, plain
 from shards.files import read_json
 from shards.info import DATASET_FILE, DatasetInfo, read_info
 from vlm.eval.folder import RESULT, EvaluationFolder
-from vlm.merge.push import HUB_NAME
 from vlm.merge.runs import recipe_of
 
+# owner/name
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&$])")
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _MOST = 2**20

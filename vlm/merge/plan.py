@@ -10,9 +10,9 @@ import torch
 from shards.errors import BadInput
 from shards.files import MANIFEST, sha256_file
 from vlm.merge.adapter import CONFIG, WEIGHTS, Adapter, Edits
-from vlm.merge.as_nf4 import AsNf4
+from vlm.merge.bases.as_nf4 import AsNf4
+from vlm.merge.bases.dequantise import Original, quantised
 from vlm.merge.combine import Combination, Combined
-from vlm.merge.dequantise import Original, quantised
 from vlm.merge.layout import FLOATS, Layout
 from vlm.merge.runs import check_base
 from vlm.merge.seals import check_sealed, files_of

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shards.errors import BadInput
 from shards.files import read_json
-from vlm.merge.handover import end_tokens
+from vlm.merge.companions import end_tokens
 
 # drawn probes are so long; a prompt of a set that is longer than _MOST is passed over
 _DRAWN, _MOST = 24, 768

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from shards.errors import BadInput
 from shards.files import MANIFEST, read_json, verify_manifest, write_atomic, write_json
 from vlm.merge.adapter import CONFIG
+from vlm.merge.bases.dequantise import Original
 from vlm.merge.compare import compare_tensors
-from vlm.merge.dequantise import Original
 from vlm.merge.layout import Layout
 from vlm.merge.output import BASE, CHANGES, MODEL, RECORD, check_place, put, workshop, write_weights
 from vlm.merge.plan import MergePlan
@@ -195,7 +195,7 @@ def _counted(tell: Tell, total: int | None) -> Callable[[int], None]:
 
 
 def _companions(base: Path, model: Path, template: str) -> None:
-    from vlm.merge.handover import Facts, companions
+    from vlm.merge.companions import Facts, companions
 
     companions(base, model, Facts(template))
 
@@ -210,7 +210,7 @@ def _record(
 ) -> None:
     from vlm.eval.adapter import adapter_digest
     from vlm.merge.card import Card
-    from vlm.merge.handover import CARD
+    from vlm.merge.companions import CARD
 
     told = {
         "base": original.digest if original else _base_digest(plan.base, written),

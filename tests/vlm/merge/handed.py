@@ -8,7 +8,7 @@ import torch
 from shards.files import write_json, write_manifest
 from vlm.data.images import Pixels
 from vlm.merge.adapter import Adapter, Edits
-from vlm.merge.handover import Facts, companions
+from vlm.merge.companions import Facts, companions
 from vlm.merge.layout import Layout
 from vlm.merge.output import MODEL, RECORD, put, workshop, write_weights
 from vlm.model.adapter import AdapterConfig, save_adapter, trainable

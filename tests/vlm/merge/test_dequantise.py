@@ -23,10 +23,10 @@ from tests.vlm.merge.quantised_models import write_adapter, write_four_bit, writ
 from vlm.demo.base import KEPT
 from vlm.merge import run as merging
 from vlm.merge.adapter import Adapter, Edits
-from vlm.merge.as_nf4 import AsNf4, Nf4
-from vlm.merge.dequantise import Original
+from vlm.merge.bases.as_nf4 import AsNf4, Nf4
+from vlm.merge.bases.dequantise import Original
+from vlm.merge.bases.plain_model import PlainModel
 from vlm.merge.layout import Layout, WeightFile
-from vlm.merge.plain_model import PlainModel
 from vlm.merge.plan import MergePlan
 from vlm.merge.run import Checks, merge
 from vlm.model.adapters.quantised import quantise

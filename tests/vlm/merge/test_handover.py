@@ -28,12 +28,12 @@ from shards.errors import BadInput
 from shards.files import read_json, sha256_file, verify_manifest, write_json
 from tests.vlm.merge.handed import merge, write_run
 from vlm.data.template import TEMPLATES
+from vlm.handover.gguf import IMAGES, LANGUAGE, write_gguf
+from vlm.handover.peft_folder import peft_folder
+from vlm.handover.projector_file import write_projector
+from vlm.handover.vllm import vllm_folders
 from vlm.merge.card import Card
-from vlm.merge.gguf import IMAGES, LANGUAGE, write_gguf
-from vlm.merge.handover import Facts, companions
-from vlm.merge.peft_folder import peft_folder
-from vlm.merge.projector_file import write_projector
-from vlm.merge.vllm import vllm_folders
+from vlm.merge.companions import Facts, companions
 from vlm.model.assemble import Assembly
 from vlm.model.projector import load_projector
 from vlm.stop import Fault
@@ -250,7 +250,7 @@ def test_vllm_gets_lora_alone_beside_a_base_with_the_rest(
     merge(model, changed, tmp_path / "merged", Facts())
     served = vllm_folders(model, changed, tmp_path / "vllm", Facts(), CARD)
     assert (served.base, served.max_lora_rank) == (tmp_path / "vllm" / "base", 8)
-    # what vLLM asks of a folder: see the docstring of vlm.merge.vllm
+    # what vLLM asks of a folder: see the docstring of vlm.handover.vllm
     config = json.loads((served.lora / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 4 and not (config["modules_to_save"] or config["use_dora"])
     for name, tensor in load_file(served.lora / "adapter_model.safetensors").items():

@@ -13,7 +13,7 @@ import pytest
 from shards.errors import BadInput, ServerFault
 from shards.files import sealed_output
 from tests.vlm.merge.handed import write_run
-from vlm.merge.push import push
+from vlm.handover.push import push
 
 
 def _no_network(*asked: object) -> None:

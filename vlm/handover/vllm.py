@@ -15,13 +15,13 @@ import torch
 from shards.errors import BadInput
 from shards.files import atomic_file, sealed_output, write_atomic, write_json
 from vlm.data.template import load_template
+from vlm.handover.peft_folder import check_base_name
 from vlm.merge.adapter import CONFIG, WEIGHTS, Adapter, Edits, Lora
 from vlm.merge.card import Card
 from vlm.merge.changes import Change
-from vlm.merge.handover import Facts, companions
+from vlm.merge.companions import Facts, companions
 from vlm.merge.layout import Layout, Stored, header_bytes
 from vlm.merge.output import MODEL, RECORD, check_apart, put, workshop, write_weights
-from vlm.merge.peft_folder import check_base_name
 from vlm.merge.plan import MergePlan
 
 BASE, LORA = "base", "lora"

@@ -15,9 +15,9 @@ import torch
 
 from shards.errors import BadInput, plain
 from shards.extras import require
-from vlm.merge.gguf_file import GgufFile, Packed
+from vlm.merge.bases.gguf_file import GgufFile, Packed
+from vlm.merge.bases.plain_model import Made, MadeFile, PlainModel
 from vlm.merge.layout import SINGLE
-from vlm.merge.plain_model import Made, MadeFile, PlainModel
 
 # transformers' names and shapes: vocabulary, hidden, feed-forward, queries, keys, a head (D); llama.cpp's names
 _WHOLE = {

@@ -14,11 +14,11 @@ import torch
 
 from shards.errors import BadInput, plain
 from shards.files import MANIFEST, read_json, sha256_file, write_json
-from vlm.merge.four_bit import four_bit_model
-from vlm.merge.gguf_base import gguf_file, gguf_model, quantisations
-from vlm.merge.gguf_file import GgufFile
+from vlm.merge.bases.four_bit import four_bit_model
+from vlm.merge.bases.gguf_base import gguf_file, gguf_model, quantisations
+from vlm.merge.bases.gguf_file import GgufFile
+from vlm.merge.bases.plain_model import PlainModel
 from vlm.merge.layout import Layout
-from vlm.merge.plain_model import PlainModel
 from vlm.merge.seals import files_of
 
 _CONFIG, _ORIGINAL = "config.json", "original"
@@ -108,7 +108,7 @@ class Original:
 
 
 def _companions(base: Path, folder: Path) -> None:
-    from vlm.merge.handover import CARD, Facts, companions
+    from vlm.merge.companions import CARD, Facts, companions
 
     companions(base, folder, Facts())
     (folder / CARD).unlink()

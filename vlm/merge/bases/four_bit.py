@@ -17,8 +17,8 @@ import torch
 
 from shards.errors import BadInput, plain
 from shards.files import refuse_constant
+from vlm.merge.bases.plain_model import Made, MadeFile, PlainModel
 from vlm.merge.layout import FLOATS, Layout, Stored
-from vlm.merge.plain_model import Made, MadeFile, PlainModel
 
 TABLES = {
     "nf4": torch.tensor([

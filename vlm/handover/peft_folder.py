@@ -6,11 +6,10 @@ from pathlib import Path
 from shards.errors import BadInput, plain
 from shards.files import read_json, sealed_output, write_atomic, write_json
 from vlm.merge.adapter import CONFIG, WEIGHTS, Adapter
-from vlm.merge.card import Card
+from vlm.merge.bases.dequantise import quantised
+from vlm.merge.card import HUB_NAME, Card
 from vlm.merge.changes import finite
-from vlm.merge.dequantise import quantised
 from vlm.merge.layout import Layout, WeightFile
-from vlm.merge.push import HUB_NAME
 from vlm.merge.runs import check_base
 
 # what training writes of which PEFT has the tensors' names; the bottleneck's folder is ours alone

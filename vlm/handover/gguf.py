@@ -16,8 +16,8 @@ import torch
 
 from shards.errors import BadInput, plain
 from shards.files import atomic_file, read_json, sealed_output, write_json
+from vlm.handover.projector_file import settings, tensors
 from vlm.merge.layout import SINGLE, Layout, header_bytes
-from vlm.merge.projector_file import settings, tensors
 from vlm.stop import Fault
 
 LANGUAGE, IMAGES = "convert_hf_to_gguf.py", "tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py"

@@ -14,8 +14,8 @@ import torch
 from torch.nn.functional import pad
 
 from shards.errors import BadInput
+from vlm.merge.bases.four_bit import TABLES
 from vlm.merge.changes import Change, Several, finite
-from vlm.merge.four_bit import TABLES
 from vlm.merge.layout import FLOATS, Layout, Stored
 from vlm.merge.stream import Source
 

@@ -1,15 +1,13 @@
 """A folder that is whole put on a hub, by explicit choice: nothing else in merging touches the network."""
 
 import os
-import re
 from pathlib import Path
 
 from shards.errors import BadInput, ServerFault, plain
 from shards.files import MANIFEST, UNFINISHED, verify_manifest
+from vlm.merge.card import HUB_NAME
 
 TOKEN = "HF_TOKEN"
-# owner/name
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def checked(name: str) -> str:
