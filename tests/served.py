@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -103,23 +104,31 @@ def asked(request: dict[str, Any]) -> str:
 @contextmanager
 def transformers_serve(folder: Path, log: Path) -> Iterator[str]:
     """URL of a running `transformers serve` of a model folder."""
+    program = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
+    with running([sys.executable, "-c", program, "serve", str(folder), "--device", "cpu"], log) as url:
+        yield url
+
+
+@contextmanager
+def running(command: list[str], log: Path) -> Iterator[str]:
+    """URL of a server that a command starts once it has been given --host and --port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    program = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
     with open(log, "wb") as lines:
         process = subprocess.Popen(
-            [sys.executable, "-c", program, *command],
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
             stdout=lines,
             stderr=subprocess.STDOUT,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            start_new_session=True,
         )
     try:
         _wait_until_healthy(process, f"http://127.0.0.1:{port}/health", log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        process.kill()
+        # its workers too
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -134,7 +143,7 @@ def _wait_until_healthy(process: "subprocess.Popen[bytes]", url: str, log: Path)
             except subprocess.TimeoutExpired:
                 continue
             break
-    pytest.fail(f"transformers serve did not come up: {log.read_text()[-2000:]}")
+    pytest.fail(f"the server did not come up: {log.read_text()[-2000:]}")
 
 
 @contextmanager

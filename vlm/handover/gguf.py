@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from shards.errors import BadInput, plain
-from shards.files import atomic_file, read_json, sealed_output, write_json
+from shards.files import atomic_file, read_json, sealed_output, write_atomic, write_json
+from vlm.data.template import IMAGE
 from vlm.handover.projector_file import settings, tensors
+from vlm.merge.companions import CHAT, own_template
 from vlm.merge.layout import SINGLE, Layout, header_bytes
 from vlm.stop import Fault
 
@@ -39,7 +41,8 @@ def write_gguf(model: Path, converter: Path, out: Path, python: str = sys.execut
         parts = out / ".parts"
         shutil.rmtree(parts, ignore_errors=True)
         try:
-            _run([python, str(converter / LANGUAGE), str(model), "--outfile", str(out / MODEL), "--outtype", "auto"])
+            language = _language(model, parts / "language")
+            _run([python, str(converter / LANGUAGE), language, "--outfile", str(out / MODEL), "--outtype", "auto"])
             _run([python, str(converter / IMAGES), *_encoder(layout, parts), "--output-dir", str(out)])
         finally:
             shutil.rmtree(parts, ignore_errors=True)
@@ -71,6 +74,26 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         said = next((line for line in reversed((done.stderr or done.stdout).splitlines()) if line.strip()), "")
         raise Fault(f"{Path(command[1]).name} ended with code {done.returncode}: {plain(said)}")
+
+
+def _language(model: Path, folder: Path) -> str:
+    """The model's folder by links, with a template that puts around llama.cpp's marker of an image what belongs there.
+
+    Where a message has an image llama.cpp joins its parts itself (`concat_content_parts` in its common/chat.cpp): the
+    template sees a string with <__media_…__> in it.
+    """
+    folder.mkdir(parents=True)
+    for path in model.iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    if (chat := own_template(model)) and (folder / CHAT).exists():
+        before, _, after = chat.image.partition(IMAGE)
+        whole = (folder / CHAT).read_text("utf-8")
+        marked = (
+            f"message.content | replace('<__media', {before + '<__media'!r}) | replace('__>', {'__>' + after!r}) %}}"
+        )
+        (folder / CHAT).unlink()
+        write_atomic(folder / CHAT, whole.replace("message.content %}", marked))
+    return str(folder)
 
 
 def _encoder(layout: Layout, folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What stands beside a model's weights, so that `from_pretrained`, `transformers serve` and vLLM take it as it is.
 
+transformers 4.57, which llama.cpp's converters want, has other names and places for some things: both find theirs.
 Only files of known names are copied, as plain files: no code, no link that leads out of the base, none of its paths.
 """
 
@@ -20,9 +21,10 @@ from vlm.model.licences import LICENCES, own_files
 
 CONFIG, GENERATION, CHAT, CARD = "config.json", "generation_config.json", "chat_template.jinja", "README.md"
 ASSEMBLY, TOKENIZER = "assembly.json", "tokenizer_config.json"
+PROCESSOR, IMAGES = "processor_config.json", "preprocessor_config.json"
 # of any tokenizer and processor that transformers reads
 _COPIED = (
-    ASSEMBLY, CHAT, TEMPLATE_FILE, "chat_template.json", "processor_config.json", "preprocessor_config.json",
+    ASSEMBLY, CHAT, TEMPLATE_FILE, "chat_template.json", PROCESSOR, IMAGES,
     "video_preprocessor_config.json", "tokenizer.json", TOKENIZER, "special_tokens_map.json", "added_tokens.json",
     "tokenizer.model", "tokenizer.model.v*", "spiece.model", "sentencepiece*.model", "source.spm", "target.spm",
     "vocab.json", "vocab.txt", "merges.txt", "*.tiktoken", "tekken.json",
@@ -60,8 +62,9 @@ def companions(base: Path, model: Path, facts: Facts) -> None:
         _copy(path, model / path.name, chat is not None)
     if chat is not None:
         _set_template(model, chat)
+    _part_processor(model)
     write_json(model / CONFIG, _config(base, _written(model)))
-    write_json(model / GENERATION, _generation(base, model, chat or _own_template(model)))
+    write_json(model / GENERATION, _generation(base, model, chat or own_template(model)))
     write_atomic(model / CARD, facts.card)
 
 
@@ -71,10 +74,29 @@ def _copy(path: Path, out: Path, new_template: bool) -> None:
         if not isinstance(told, dict):
             raise BadInput(f"{path}: no object")
         gone = (*_LEFT_OUT, *(("chat_template",) if new_template else ()))
-        write_json(out, {key: value for key, value in told.items() if key not in gone})
+        told = {key: value for key, value in told.items() if key not in gone}
+        write_json(out, _of_both(told) if path.name == TOKENIZER else told)
         return
     with open(path, "rb") as source, atomic_file(out) as target:
         shutil.copyfileobj(source, target)
+
+
+def _of_both(settings: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer's settings by the names that transformers 4 has for them, which 5 knows."""
+    if settings.get("tokenizer_class") == "TokenizersBackend":
+        settings = {"model_input_names": ["input_ids", "attention_mask"], **settings}
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    return settings
+
+
+def _part_processor(model: Path) -> None:
+    """The image processor in a file of its own, too."""
+    if (whole := model / PROCESSOR).exists() and not (model / IMAGES).exists():
+        told = read_json(whole)
+        if isinstance(images := told.get("image_processor"), dict):
+            write_json(model / IMAGES, {**images, "processor_class": told.get("processor_class")})
 
 
 def _set_template(model: Path, chat: ChatTemplate) -> None:
@@ -85,7 +107,7 @@ def _set_template(model: Path, chat: ChatTemplate) -> None:
         write_json(assembly, {**read_json(assembly), "template": keep_template(chat, model)})
 
 
-def _own_template(model: Path) -> ChatTemplate | None:
+def own_template(model: Path) -> ChatTemplate | None:
     """That of an assembled model."""
     told = read_json(model / ASSEMBLY).get("template") if (model / ASSEMBLY).exists() else None
     return load_template(str(model / TEMPLATE_FILE)) if told == TEMPLATE_FILE else TEMPLATES.get(str(told))
@@ -115,6 +137,11 @@ def _config(base: Path, written: Mapping[str, Stored]) -> dict[str, Any]:
         for name in (*_LEFT_OUT, "quantization_config"):
             part.pop(name, None)
         part["dtype"] = dtype
+        rope = part.get("rope_parameters")
+        if isinstance(rope, dict) and "rope_theta" in rope:
+            part["rope_theta"] = rope["rope_theta"]
+            if rope.get("rope_type", "default") != "default":
+                part["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
         if "torch_dtype" in part:
             part["torch_dtype"] = dtype
     # training switches it off; whoever generates wants it

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jinja2 import Template
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -19,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     CLIPVisionModel,
     GenerationConfig,
+    LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
     MistralForCausalLM,
@@ -27,7 +29,7 @@ from transformers import (
 from shards.errors import BadInput
 from shards.files import read_json, sha256_file, verify_manifest, write_json
 from tests.vlm.merge.handed import merge, write_run
-from vlm.data.template import TEMPLATES
+from vlm.data.template import IMAGE, TEMPLATES
 from vlm.handover.gguf import IMAGES, LANGUAGE, write_gguf
 from vlm.handover.peft_folder import peft_folder
 from vlm.handover.projector_file import write_projector
@@ -119,6 +121,27 @@ def test_what_is_of_this_machine_or_is_code_stays_behind(base: Path, tmp_path: P
     assert not names & {"m.py", "notes.txt", "state.json", ".config.json.0123.tmp"}
     told = "".join((out / name).read_text() for name in ("config.json", "tokenizer_config.json"))
     assert "/home/me" not in told and "auto_map" not in told and "quantization_config" not in told
+
+
+def test_transformers_4_finds_what_it_knows(base: Path, tmp_path: Path) -> None:
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    text = {**json.loads((base / "config.json").read_text())["text_config"], "rope_parameters": rope}
+    change(base / "config.json", text_config=text)
+    change(base / "tokenizer_config.json", tokenizer_class="TokenizersBackend", extra_special_tokens=["[INST]"])
+    wanted = AutoTokenizer.from_pretrained(base)
+    hand_over(base, out := tmp_path / "out")
+    told = {name: json.loads((out / f"{name}.json").read_text()) for name in ("config", "tokenizer_config")}
+    assert told["config"]["text_config"]["rope_theta"] == 5e5
+    assert told["config"]["text_config"]["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert told["tokenizer_config"]["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert told["tokenizer_config"]["additional_special_tokens"] == ["[INST]"]
+    assert json.loads((out / "preprocessor_config.json").read_text())["image_processor_type"]
+    # and 5 what it has
+    tokenizer, config = AutoTokenizer.from_pretrained(out), LlavaConfig.from_pretrained(out)
+    assert dict(config.text_config.rope_parameters) == rope
+    assert tokenizer.extra_special_tokens == wanted.extra_special_tokens == ["[INST]"]
+    words = "[INST] Что это?"
+    assert dict(tokenizer(words)) == dict(wanted(words)) and type(tokenizer) is type(wanted)
 
 
 def test_links_are_followed_inside_the_model_and_its_hub_cache_alone(base: Path, tmp_path: Path) -> None:
@@ -298,6 +321,7 @@ def _llama_cpp(folder: Path, code: str = "") -> Path:
         (folder / name).write_text(
             f"import json, shutil, sys\n{code}\nargs = sys.argv[1:]\nout = args[args.index({out!r}) + 1]\n"
             "if out.endswith('.gguf'):\n    open(out, 'w').write(json.dumps(args))\n"
+            f"    shutil.copytree(args[0], {str(folder / 'model')!r})\n"
             "else:\n    open(out + '/mmproj-model-f16.gguf', 'w').write(json.dumps(args))\n"
             f"    shutil.copytree(args[args.index('--model-dir') + 1], {str(folder / 'seen')!r})\n"
             f"    shutil.copy(args[args.index('--llava-projector') + 1], {str(folder / 'seen')!r})\n"
@@ -310,7 +334,16 @@ def test_llama_cpps_converters_get_what_they_read(merged: Path, tmp_path: Path) 
     assert [path.name for path in files] == ["mmproj-model-f16.gguf", "model.gguf"]
     assert not verify_manifest(tmp_path / "out") and not (tmp_path / "out" / ".parts").exists()
     language, images = (json.loads((tmp_path / "out" / name).read_text()) for name in ("model.gguf", files[0].name))
-    assert language[0] == str(merged) and "--clip-model-is-vision" in images
+    assert language[1] == "--outfile" and "--clip-model-is-vision" in images
+    given = tmp_path / "llama.cpp" / "model"
+    assert {path.name for path in given.iterdir()} == {path.name for path in merged.iterdir()}
+    # a template there sees a string, with a marker where the image is
+    words = [{"type": "image"}, {"type": "text", "text": "Что это?"}]
+    said, there = ((folder / "chat_template.jinja").read_text() for folder in (merged, given))
+    wanted = Template(said).render(messages=[{"role": "user", "content": words}], bos_token="<s>")
+    marked = [{"role": "user", "content": "<__media_x__>Что это?"}]
+    assert Template(there).render(messages=marked, bos_token="<s>").replace("<__media_x__>", IMAGE) == wanted
+    assert Template(said).render(messages=marked, bos_token="<s>").replace("<__media_x__>", IMAGE) != wanted
     assert images[images.index("--image-mean") + 1 :][:3] == ["0.48145466", "0.4578275", "0.40821073"]
     seen = tmp_path / "llama.cpp" / "seen"
     tower = CLIPVisionModel.from_pretrained(seen, dtype=torch.float32)
