@@ -5,14 +5,17 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shards.errors import BadInput
 from shards.files import MANIFEST, read_json, verify_manifest, write_atomic, write_json
+from vlm.data.template import load_template
 from vlm.merge.adapter import CONFIG
 from vlm.merge.bases.dequantise import Original
+from vlm.merge.card import Card
+from vlm.merge.companions import CARD, Facts, companions
 from vlm.merge.compare import compare_tensors
 from vlm.merge.layout import Layout
 from vlm.merge.output import BASE, CHANGES, MODEL, RECORD, check_place, put, workshop, write_weights
@@ -100,7 +103,12 @@ def merge(plan: MergePlan, checks: Checks, origin: Origin = NOWHERE, telling: Te
     # before the digests of large files
     check_place(plan.out, plan.read)
     original, layout, source = _checked(plan)
-    # what is wrong with their set is better found before hours of work
+    # what is wrong with these is better found before hours of work
+    card = Card.of(
+        plan.base, origin.run, plan.adapters, licence=origin.licence or (original.licence if original else "")
+    )
+    if origin.template:
+        load_template(origin.template)
     probes = checks.of(plan.base) if original is None else None
     with workshop(plan.out, plan.inputs(layout, original), plan.read) as folder, room_on_disk(folder):
         if original:
@@ -109,14 +117,15 @@ def merge(plan: MergePlan, checks: Checks, origin: Origin = NOWHERE, telling: Te
         read = _counted(telling.proven, None)
         expected = Expected.of(layout, source, probes or checks.of(layout.folder), checks.limits, read)
         written = _write(plan, layout, source, folder, telling.written)
-        _companions(layout.folder, folder / MODEL, origin.template)
+        companions(layout.folder, folder / MODEL, Facts(origin.template))
         try:
             proof = expected.compare(Layout.read(folder / MODEL), read)
         except Differs:
             # what was written cannot be trusted, also by the next one
             shutil.rmtree(folder)
             raise
-        _record(plan, original, written, proof, folder / MODEL, origin)
+        _record(plan, original, written, proof, folder / MODEL)
+        write_atomic(folder / MODEL / CARD, replace(card, proof=proof.line).text())
         put(folder, plan.out, written)
     return proof
 
@@ -194,23 +203,8 @@ def _counted(tell: Tell, total: int | None) -> Callable[[int], None]:
     return heard
 
 
-def _companions(base: Path, model: Path, template: str) -> None:
-    from vlm.merge.companions import Facts, companions
-
-    companions(base, model, Facts(template))
-
-
-def _record(
-    plan: MergePlan,
-    original: Original | None,
-    written: dict[str, Copied],
-    proof: Proof,
-    model: Path,
-    origin: Origin,
-) -> None:
+def _record(plan: MergePlan, original: Original | None, written: dict[str, Copied], proof: Proof, model: Path) -> None:
     from vlm.eval.adapter import adapter_digest
-    from vlm.merge.card import Card
-    from vlm.merge.companions import CARD
 
     told = {
         "base": original.digest if original else _base_digest(plan.base, written),
@@ -221,8 +215,6 @@ def _record(
         **asdict(proof),
     }
     write_json(model / RECORD, told)
-    licence = origin.licence or (original.licence if original else "")
-    write_atomic(model / CARD, Card.of(plan.base, origin.run, plan.adapters, proof.line, licence).text())
 
 
 def _base_digest(base: Path, written: dict[str, Copied]) -> str:
