@@ -28,8 +28,7 @@ _ADAPTERS = ("r", "lora_alpha", "use_rslora", "use_dora", "modules_to_save")
 _SEEING = """content = [{"type": "image", "url": "photo.jpg"}, {"type": "text", "text": "What is this?"}]
 print(ask(text=[{"role": "user", "content": content}], max_new_tokens=32))"""
 _READING = """print(ask([{"role": "user", "content": "What is a zebra?"}], max_new_tokens=32))"""
-_USE = """
-## Use
+_USE = """## Use
 
 ```python
 from transformers import pipeline
@@ -101,7 +100,7 @@ class Card:
             data=data,
             evaluations=evaluations,
             method=[_method(folder) for folder in adapters],
-            recipe={key: recipe[key] for key in ("adapter", "optim", "seed") if key in recipe},
+            recipe={key: _told(recipe[key]) for key in ("adapter", "optim", "seed") if key in recipe},
             proof=proof,
             tiles=tiles if isinstance(tiles := assembly.get("tiles"), int) else 0,
             library=library,
@@ -143,7 +142,9 @@ class Card:
         for each in self._scored():
             low, high, level, _ = _interval(each) or (None, None, None, None)
             within = f" ({level:.0%} interval {low:.4f} to {high:.4f})" if level else ""
-            metric = {"type": each.scorer, "name": each.scorer + within, "value": each.result["score"]}
+            protocol = str(each.result.get("protocol", "direct"))
+            by = "" if protocol == "direct" else f", {protocol}"
+            metric = {"type": each.scorer, "name": each.scorer + by + within, "value": each.result["score"]}
             if level:
                 metric["args"] = {"interval": {"level": level, "low": low, "high": high}}
             name = str(each.result["dataset"].get("name") or each.task_name)
@@ -250,6 +251,13 @@ def _data(recipe: Mapping[str, Any]) -> list[DatasetInfo]:
         if (path / DATASET_FILE).exists():
             found.append(read_info(path))
     return found
+
+
+def _told(section: Any) -> Any:
+    """Without the keys that have no value."""
+    if not isinstance(section, dict):
+        return section
+    return {key: value for key, value in section.items() if value is not None and value != []}
 
 
 def _method(adapter: Path) -> str:

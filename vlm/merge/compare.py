@@ -45,7 +45,9 @@ def _compare(expected: Weights, stored: Stored, found: Weights, other: Stored) -
             row = int((away_n / limit_n).argmax())
             is_base = bool(torch.linalg.norm(found_nC[row] - base_nC[row]) <= limit_n[row])
             hint = ", and is the base's own: that adapter is not in it" if is_base and changes else ""
-            raise Differs(f"{name}: row {first + row} is off by {away_n[row] / lengths_n[row]:.2g} of its length{hint}")
+            raise Differs(
+                f"{name}: row {first + row} is off by {away_n[row] / lengths_n[row]:.2g} times its length{hint}"
+            )
 
 
 def _matrix(rows: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The model card: what a hub reads of it, scores with their intervals, and other people's text that stays text."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,12 @@ def run(russian: Path, tmp_path: Path) -> Path:
     result(folder / "eval" / "test", russian)
     result(folder / "eval" / "base", russian, model="base", score=0.25, interval=None)
     result(folder / "eval" / "hidden", russian, score=None)
-    recipe = {"name": "My run", "data": {"train": str(russian)}, "adapter": {"method": "lora", "r": 4}, "seed": 3}
+    recipe = {
+        "name": "My run",
+        "data": {"train": str(russian)},
+        "adapter": {"method": "lora", "r": 4, "alpha": None},
+        "seed": 3,
+    }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 
@@ -66,6 +72,7 @@ def test_a_hub_reads_bases_data_and_scores_with_their_intervals(
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-text-to-text")
     (score,) = card.data.eval_results
     assert (score.metric_type, score.metric_value, score.dataset_name) == ("exact-match", 0.75, info.name)
+    assert score.metric_name == "exact-match (95% interval 0.5000 to 0.8750)"
     assert score.metric_args == {"interval": {"level": 0.95, "low": 0.5, "high": 0.875}}
     for said in (
         "| test | vqa | ru | adapter | exact-match | 0.7500 | 0.5000 to 0.8750 (95%, 9 images) | 12 |",
@@ -77,7 +84,14 @@ def test_a_hub_reads_bases_data_and_scores_with_their_intervals(
     ):
         assert said in text, said
     assert escaped(info.licence) in text and escaped(info.source) in text
-    assert str(tmp_path) not in text and "hidden" not in text
+    assert "alpha" not in text and str(tmp_path) not in text and "hidden" not in text
+
+
+def test_a_protocol_is_told(base: Path, run: Path, russian: Path) -> None:
+    shutil.rmtree(run / "eval" / "test")
+    result(run / "eval" / "test", russian, protocol="backtranslate")
+    (score,) = ModelCard(Card.of(base, run).text()).data.eval_results
+    assert score.metric_name == "exact-match, backtranslate (95% interval 0.5000 to 0.8750)"
 
 
 def test_without_a_run_it_says_what_is_not_known(tmp_path: Path) -> None:
