@@ -98,7 +98,7 @@ def rewrite(
     steps = [_Step.of(stored, source, dtype) for stored in file.tensors]
     size = max((step.bytes for step in steps), default=1)
     scratch = torch.empty(max((step.numbers for step in steps if step.computes), default=0))
-    with _Reader(file, size) as reader, _Writer(out, size) as writer:
+    with _Reader(file, size) as reader, _Writer(out, size) as writer, _cores_left():
         header = header_bytes({named(step.stored.name): (step.dtype, step.shape) for step in steps}, file.metadata)
         writer.put(memoryview(header))
         for step in steps:
@@ -114,6 +114,17 @@ def rewrite(
             for first in range(math.prod(step.stored.shape), math.prod(step.shape), step.numbers):
                 _write(writer, step, change, scratch[: min(step.numbers, math.prod(step.shape) - first)].zero_(), first)
         return Copied(reader.finish(), writer.finish(), writer.bytes)
+
+
+@contextmanager
+def _cores_left() -> Iterator[None]:
+    """Compute on the cores that the two threads that hash leave: torch's, which wait by turning, would slow them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) - 2)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write(writer: "_Writer", step: _Step, change: Change | None, numbers: torch.Tensor, first: int) -> None:
